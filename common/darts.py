@@ -1,0 +1,170 @@
+"""The DARTS space (Liu et al. 2019): a normal and a reduction cell of four nodes, each with two distinct inputs.
+
+An architecture is 24 genes, three per node: which pair of inputs, then the operation on each. Every value of every gene
+is a legal architecture whatever the others are, so sampling, mutation and crossover need no repair. As a string:
+
+    |op~input|op~input|+|..|..|+|..|..|+|..|..|//|the reduction cell, in the same form|
+
+Inputs 0 and 1 are the two previous cells, 2.. the cell's own nodes. Strings are written with a node's inputs in order.
+"""
+
+import ast
+from itertools import combinations
+
+import torch
+from torch import nn
+
+from .ops import OPS, FactorizedReduce, relu_conv_bn
+
+OPERATIONS = (
+    "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5",
+)  # fmt: skip
+NODES = 4
+PAIRS = tuple(tuple(combinations(range(2 + node), 2)) for node in range(NODES))  # of inputs, for each node
+CHOICES = tuple(n for node in range(NODES) for n in (len(PAIRS[node]), len(OPERATIONS), len(OPERATIONS))) * 2
+LIGHTEST = (0,) * len(CHOICES)  # pooling alone
+DEFAULTS = {"channels": 36, "cells": 20}
+
+
+def decode(arch):
+    """24 genes -> (normal, reduction): for each of four nodes two (operation, input)."""
+    nodes = []
+    for i in range(0, len(CHOICES), 3):
+        pair = PAIRS[i // 3 % NODES][arch[i]]
+        nodes.append(tuple((OPERATIONS[arch[i + 1 + k]], pair[k]) for k in (0, 1)))
+    return tuple(nodes[:NODES]), tuple(nodes[NODES:])
+
+
+def encode(cells):
+    """The inverse of `decode`; a node's two (operation, input) may come in either order. ValueError says what is wrong."""
+    arch = []
+    for cell in cells:
+        if len(cell) != NODES:
+            raise ValueError(f"a DARTS cell has {NODES} nodes, this has {len(cell)}")
+        for node, edges in enumerate(cell):
+            for name, source in edges:
+                if name not in OPERATIONS:
+                    raise ValueError(f"unknown operation in token '{name}~{source}': choose from {', '.join(OPERATIONS)}")
+            edges = sorted(edges, key=lambda edge: edge[1])
+            pair = tuple(source for _, source in edges)
+            if pair not in PAIRS[node]:
+                tokens = "|".join(f"{name}~{source}" for name, source in edges)
+                raise ValueError(f"'|{tokens}|': node {node} takes two distinct inputs from 0 to {node + 1}")
+            arch += [PAIRS[node].index(pair), *(OPERATIONS.index(name) for name, _ in edges)]
+    return tuple(arch)
+
+
+def to_string(arch):
+    """24 genes -> string."""
+    return "//".join("+".join("|" + "".join(f"{n}~{s}|" for n, s in node) for node in cell) for cell in decode(arch))
+
+
+def from_string(text):
+    """A string, or a `Genotype(...)` literal as DARTS prints it -> 24 genes. ValueError names the token that is wrong."""
+    text = text.strip()
+    if text.startswith("Genotype"):
+        return _from_genotype(text)
+    cells = text.split("//")
+    if len(cells) != 2:
+        raise ValueError(f"a DARTS architecture is two cells joined by '//', this is {len(cells)}: '{text}'")
+    return encode([[_parse_node(part) for part in cell.split("+")] for cell in cells])
+
+
+def _parse_node(part):
+    tokens = part[1:-1].split("|")
+    if not (part.startswith("|") and part.endswith("|") and len(tokens) == 2):
+        raise ValueError(f"a node reads '|op~input|op~input|', this is '{part}'")
+    edges = []
+    for token in tokens:
+        name, _, source = token.partition("~")
+        if source not in ("0", "1", "2", "3", "4"):
+            raise ValueError(f"token '{token}' must read 'op~input', with an input from 0 to 4")
+        edges.append((name, int(source)))
+    return edges
+
+
+def _from_genotype(text):
+    try:
+        call = ast.parse(text, mode="eval").body
+        fields = {k.arg: k.value for k in call.keywords}
+        pairs = {kind: ast.literal_eval(fields[kind]) for kind in ("normal", "reduce")}
+        concat = {kind: _concat(fields[kind + "_concat"]) for kind in ("normal", "reduce")}
+        cells = []
+        for kind in ("normal", "reduce"):
+            edges = [(str(name), int(source)) for name, source in pairs[kind]]
+            cells.append([edges[i : i + 2] for i in range(0, len(edges), 2)])
+    except (SyntaxError, AttributeError, KeyError, TypeError, ValueError, RecursionError, MemoryError):
+        form = "Genotype(normal=[(op, input), ...], normal_concat=..., reduce=[...], reduce_concat=...)"
+        raise ValueError(f"not a DARTS genotype of the form {form}") from None
+    for kind, nodes in concat.items():
+        if nodes != [2, 3, 4, 5]:
+            raise ValueError(f"{kind}_concat is {nodes}: only genotypes that concatenate all four nodes, 2 to 5, are read")
+    return encode(cells)
+
+
+def _concat(value):
+    """[2, 3, 4, 5] or range(2, 6), as published genotypes write it."""
+    if isinstance(value, ast.Call) and value.func.id == "range":
+        return list(range(*(ast.literal_eval(a) for a in value.args)))[:9]
+    return sorted(ast.literal_eval(value))
+
+
+class Cell(nn.Module):
+    """(B, c_prev_prev, ..), (B, c_prev, ..) -> (B, 4 * channels, ..), at half the resolution if `reduction`."""
+
+    def __init__(self, c_prev_prev, c_prev, channels, reduction, reduction_prev, arch, affine):
+        super().__init__()
+        self.reduction, self.arch = reduction, arch
+        if reduction_prev:  # the cell before last still has twice the resolution
+            self.preprocess0 = FactorizedReduce(c_prev_prev, channels, affine)
+        else:
+            self.preprocess0 = relu_conv_bn(c_prev_prev, channels, 1, 1, affine)
+        self.preprocess1 = relu_conv_bn(c_prev, channels, 1, 1, affine)
+        self.edges = nn.ModuleDict()  # "node<source" -> operation name -> module
+        for node in range(NODES):
+            for source in range(2 + node):
+                names = OPERATIONS if arch is None else [n for n, s in decode(arch)[reduction][node] if s == source]
+                stride = 2 if reduction and source < 2 else 1
+                if names:
+                    ops = {name: OPS[name](channels, stride, affine) for name in names}
+                    self.edges[f"{node}<{source}"] = nn.ModuleDict(ops)
+
+    def forward(self, before_last, last, arch=None):
+        states = [self.preprocess0(before_last), self.preprocess1(last)]
+        for node, edges in enumerate(decode(arch or self.arch)[self.reduction]):
+            a, b = (self.edges[f"{node}<{source}"][name](states[source]) for name, source in edges)
+            states.append(a + b)
+        return torch.cat(states[2:], dim=1)
+
+
+class Network(nn.Module):
+    """Super-net (`arch=None`, called `net(x, arch)`) and sub-net (called `net(x)`) of (B, 3, H, W) images.
+
+    channels: C, the width of the first cells, doubled in each of two reduction cells, at one and two thirds of the depth.
+    cells: how many in all. A sub-net's parameter names are those of the same operations in the super-net. No auxiliary head.
+    """
+
+    def __init__(self, num_classes, channels=DEFAULTS["channels"], cells=DEFAULTS["cells"], arch=None):
+        super().__init__()
+        affine = arch is not None
+        c_prev_prev = c_prev = 3 * channels
+        self.stem = nn.Sequential(nn.Conv2d(3, c_prev, 3, padding=1, bias=False), nn.BatchNorm2d(c_prev, affine=affine))
+        self.cells = nn.ModuleList()
+        reduction_prev = False
+        for i in range(cells):
+            reduction = i in (cells // 3, 2 * cells // 3)
+            channels *= 2 if reduction else 1
+            self.cells.append(Cell(c_prev_prev, c_prev, channels, reduction, reduction_prev, arch, affine))
+            reduction_prev, c_prev_prev, c_prev = reduction, c_prev, NODES * channels
+        self.classifier = nn.Linear(c_prev, num_classes)
+
+    def features(self, x, arch=None):
+        """phi(a, w_a): images (B, 3, H, W) -> pooled backbone output (B, classifier.in_features)."""
+        before_last = last = self.stem(x)
+        for cell in self.cells:
+            before_last, last = last, cell(before_last, last, arch)
+        return last.mean((2, 3))
+
+    def forward(self, x, arch=None):
+        """Images (B, 3, H, W) -> logits (B, num_classes)."""
+        return self.classifier(self.features(x, arch))

@@ -1,0 +1,97 @@
+"""Train an epoch, evaluate, re-calibrate batch norm, score an architecture. Knows nothing of flags, files or printing."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .runtime import sum_over_ranks, world
+
+
+def use_batch_statistics(net):
+    """Batch norms normalise with the batch and leave their running statistics as they are: for super-nets in training.
+
+    Running statistics would mix all paths, and mean nothing for any.
+    """
+    net.train()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+
+
+def average_gradients(gradients, weight):
+    """Turns each rank's gradients of its summed loss into those of the weighted mean over all ranks, in place.
+
+    One flat all-reduce carries the gradients and the rank's sum of weights, so that uneven shares need no special care.
+    """
+    if world() > 1:
+        flat = sum_over_ranks(torch.cat([*(g.flatten() for g in gradients), weight[None]]))
+        *parts, weight = flat.split([*(g.numel() for g in gradients), 1])
+        torch._foreach_copy_(gradients, [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)])
+    torch._foreach_div_(gradients, weight.squeeze())
+
+
+def train_epoch(net, batches, epoch, optimizer, class_weights, *, path=None, freeze_backbone=False, clip=5.0):
+    """One pass over `batches`; minimises the weighted cross entropy, sum_i w_i l_i / sum_i w_i over each global batch.
+
+    class_weights: (C,) on the device; ones for the plain loss. path: step -> architecture, for a super-net (Eq. 1).
+    freeze_backbone: the backbone runs without autograd and only the classifier learns (Eq. 4).
+    clip: the largest norm of the gradient. Returns {"loss", "accuracy"}, means over the epoch's images on all ranks.
+    """
+    totals = torch.zeros(4, dtype=torch.float64, device=class_weights.device)
+    for i, (images, labels) in enumerate(batches.epoch(epoch)):
+        arch = () if path is None else (path((epoch - 1) * len(batches) + i),)
+        with torch.set_grad_enabled(not freeze_backbone):
+            features = net.features(images, *arch)
+        logits = net.classifier(features)
+        loss = F.cross_entropy(logits, labels, weight=class_weights, reduction="sum")
+        weight = class_weights[labels].sum()
+        optimizer.zero_grad(set_to_none=True)  # None, so that operations off the path keep weight and momentum
+        loss.backward()
+        gradients = [p.grad for p in net.parameters() if p.grad is not None]
+        average_gradients(gradients, weight)
+        nn.utils.clip_grad_norm_(net.parameters(), clip, foreach=True)
+        optimizer.step()
+        with torch.no_grad():
+            correct = (logits.argmax(1) == labels).sum()
+            totals += torch.stack([loss.detach(), weight, correct, torch.ones_like(weight) * len(labels)])
+    loss, weight, correct, seen = sum_over_ranks(totals).tolist()
+    return {"loss": loss / weight, "accuracy": 100 * correct / seen}
+
+
+def average_statistics(net):
+    """The running statistics of a sub-net's batch norms become their mean over the ranks, each of which saw its own share."""
+    if world() > 1:
+        for name, statistic in net.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                sum_over_ranks(statistic).div_(world())
+
+
+def normalised_chunks(images, normalise, size=500):
+    """uint8 (n, H, W, 3) -> list of float32 (size, 3, H, W), made once for all the architectures that are scored on them."""
+    return [normalise(chunk) for chunk in images.split(size)]
+
+
+@torch.inference_mode()
+def recalibrate(net, chunks, *arch):
+    """Rebuilds every batch norm's running statistics: the mean over these chunks of normalised images (Guo et al. 2020)."""
+    net.train()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum, module.track_running_stats = None, True  # None: a plain average
+    for images in chunks:
+        net.features(images, *arch)
+
+
+@torch.inference_mode()
+def correct_by_class(net, chunks, labels, *arch):
+    """How many images of each class are classified right: int64 (C,). labels: (n,), of all chunks in order."""
+    net.eval()
+    right = torch.cat([net(images, *arch).argmax(1) for images in chunks]) == labels
+    return torch.bincount(labels[right], minlength=net.classifier.out_features)
+
+
+def score(net, bn_chunks, val_chunks, val_labels, arch):
+    """Accuracy in % of a super-net's path, its BN statistics rebuilt first: Acc of Eq. 2."""
+    recalibrate(net, bn_chunks, arch)
+    return 100 * correct_by_class(net, val_chunks, val_labels, arch).sum().item() / len(val_labels)

@@ -1,0 +1,118 @@
+"""The NATS-Bench topology space (Dong et al. 2021): 5^6 = 15,625 cells, in the macro-network of that benchmark.
+
+An architecture is six genes, one per edge of the cell's complete graph on four nodes, each the index of an operation:
+
+    |op~0|+|op~0|op~1|+|op~0|op~1|op~2|        the edges into nodes 1, 2 and 3
+"""
+
+import torch
+from torch import nn
+
+from .ops import OPS, relu_conv_bn
+
+OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+EDGES = tuple((node, source) for node in (1, 2, 3) for source in range(node))
+CHOICES = (len(OPERATIONS),) * len(EDGES)  # how many values each gene can take
+LIGHTEST = (0,) * len(EDGES)  # an architecture of the fewest multiply-accumulates
+DEFAULTS = {"channels": 16, "cells": 5}  # cells a stage; three stages
+
+
+def to_string(arch):
+    """Six genes -> the benchmark's own string."""
+    tokens = {edge: f"{OPERATIONS[gene]}~{edge[1]}|" for edge, gene in zip(EDGES, arch, strict=True)}
+    return "+".join("|" + "".join(tokens[node, source] for source in range(node)) for node in (1, 2, 3))
+
+
+def from_string(text):
+    """The benchmark's string -> six genes. ValueError names the token that is wrong."""
+    nodes = text.strip().split("+")
+    if len(nodes) != 3:
+        raise ValueError(f"a NATS-Bench architecture has 3 nodes joined by '+', this has {len(nodes)}: '{text}'")
+    arch = []
+    for node, part in enumerate(nodes, start=1):
+        if not (part.startswith("|") and part.endswith("|") and len(part) > 1):
+            raise ValueError(f"node {node} must begin and end with '|': '{part}'")
+        tokens = part[1:-1].split("|")
+        if len(tokens) != node:
+            raise ValueError(f"node {node} has {node} inputs, this has {len(tokens)}: '{part}'")
+        for source, token in enumerate(tokens):
+            name, _, number = token.partition("~")
+            if name not in OPERATIONS:
+                raise ValueError(f"unknown operation in token '{token}': choose from {', '.join(OPERATIONS)}")
+            if number != str(source):
+                raise ValueError(f"token '{token}' of node {node} must read '{name}~{source}'")
+            arch.append(OPERATIONS.index(name))
+    return tuple(arch)
+
+
+class Cell(nn.Module):
+    """Node 0 is the input; every later node is the sum of its edges; node 3 is the output. Shape is kept."""
+
+    def __init__(self, channels, arch, affine):
+        super().__init__()
+        self.arch = arch
+        self.edges = nn.ModuleList()
+        for e in range(len(EDGES)):
+            names = OPERATIONS if arch is None else OPERATIONS[arch[e] : arch[e] + 1]
+            self.edges.append(nn.ModuleDict({n: OPS[n](channels, 1, affine) for n in names if n != "none"}))
+
+    def forward(self, x, arch=None):
+        genes = dict(zip(EDGES, arch or self.arch, strict=True))
+        edges = dict(zip(EDGES, self.edges, strict=True))
+        nodes = [x]
+        for node in (1, 2, 3):
+            total = None
+            for source in range(node):
+                name = OPERATIONS[genes[node, source]]
+                if name != "none":
+                    out = edges[node, source][name](nodes[source])
+                    total = out if total is None else total + out
+            nodes.append(torch.zeros_like(x) if total is None else total)
+        return nodes[3]
+
+
+class Reduction(nn.Module):
+    """The residual block between stages: (B, C, H, W) -> (B, 2C, H/2, W/2)."""
+
+    def __init__(self, channels, affine):
+        super().__init__()
+        self.convs = nn.Sequential(
+            relu_conv_bn(channels, 2 * channels, 3, 2, affine), relu_conv_bn(2 * channels, 2 * channels, 3, 1, affine)
+        )
+        self.shortcut = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(channels, 2 * channels, 1, bias=False))
+
+    def forward(self, x):
+        return self.convs(x) + self.shortcut(x)
+
+
+class Network(nn.Module):
+    """Super-net (`arch=None`, called `net(x, arch)`) and sub-net (called `net(x)`) of (B, 3, H, W) images.
+
+    channels: C, the width of the first stage, doubled twice. cells: N, cells a stage.
+    A sub-net's parameter names are those of the same operations in the super-net.
+    """
+
+    def __init__(self, num_classes, channels=DEFAULTS["channels"], cells=DEFAULTS["cells"], arch=None):
+        super().__init__()
+        affine = arch is not None
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels, affine=affine)
+        )
+        self.blocks = nn.ModuleList()
+        for stage in range(3):
+            if stage:
+                self.blocks.append(Reduction(channels * 2 ** (stage - 1), affine))
+            self.blocks.extend(Cell(channels * 2**stage, arch, affine) for _ in range(cells))
+        self.last = nn.Sequential(nn.BatchNorm2d(4 * channels, affine=affine), nn.ReLU())
+        self.classifier = nn.Linear(4 * channels, num_classes)
+
+    def features(self, x, arch=None):
+        """phi(a, w_a): images (B, 3, H, W) -> pooled backbone output (B, 4C)."""
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x, arch) if isinstance(block, Cell) else block(x)
+        return self.last(x).mean((2, 3))
+
+    def forward(self, x, arch=None):
+        """Images (B, 3, H, W) -> logits (B, num_classes)."""
+        return self.classifier(self.features(x, arch))

@@ -1,0 +1,86 @@
+"""Candidate operations of both search spaces, one line each.
+
+`OPS[name](channels, stride, affine)` is a module that maps (batch, channels, H, W) to (batch, channels, H / stride, W / stride).
+Convolutions are ReLU-Conv-BN, as in NATS-Bench (Dong et al. 2021) and DARTS (Liu et al. 2019); `affine` gives their
+batch norms a learned scale and shift (sub-nets have them, super-nets do not).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def relu_conv_bn(c_in, c_out, kernel, stride=1, affine=True):
+    """(B, c_in, H, W) -> (B, c_out, H / stride, W / stride)."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(c_out, affine=affine),
+    )
+
+
+def depthwise_conv(channels, kernel, stride, dilation, affine):
+    """ReLU, depth-wise convolution, point-wise convolution, BN: half of a `sep_conv`, the whole of a `dil_conv`."""
+    padding = dilation * (kernel // 2)
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False),
+        nn.Conv2d(channels, channels, 1, bias=False),
+        nn.BatchNorm2d(channels, affine=affine),
+    )
+
+
+def sep_conv(channels, kernel, stride, affine):
+    return nn.Sequential(
+        depthwise_conv(channels, kernel, stride, 1, affine), depthwise_conv(channels, kernel, 1, 1, affine)
+    )
+
+
+class AvgPool3x3(nn.Module):
+    """Mean over the pixels of a 3x3 window that lie inside the image.
+
+    On a CPU PyTorch's own pooling of channels-last tensors takes three times as long as a depth-wise convolution with ones.
+    """
+
+    def __init__(self, stride):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x):
+        if x.device.type != "cpu":
+            return F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
+        window = x.new_ones(x.shape[1], 1, 3, 3)
+        inside = F.conv2d(x.new_ones(1, 1, *x.shape[2:]), window[:1], stride=self.stride, padding=1)
+        return F.conv2d(x, window, stride=self.stride, padding=1, groups=x.shape[1]) * inside.reciprocal()
+
+
+class FactorizedReduce(nn.Module):
+    """Halves the resolution without a strided identity's blind spots: two 1x1 convolutions, one pixel apart (DARTS)."""
+
+    def __init__(self, c_in, c_out, affine=True):
+        super().__init__()
+        self.conv_even = nn.Conv2d(c_in, c_out // 2, 1, stride=2, bias=False)
+        self.conv_odd = nn.Conv2d(c_in, c_out - c_out // 2, 1, stride=2, bias=False)
+        self.bn = nn.BatchNorm2d(c_out, affine=affine)
+
+    def forward(self, x):
+        x = torch.relu(x)
+        return self.bn(torch.cat([self.conv_even(x), self.conv_odd(x[:, :, 1:, 1:])], dim=1))
+
+
+def skip_connect(channels, stride, affine):
+    return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
+
+
+# `none` has no entry: a cell leaves such an edge out instead of adding zeros.
+OPS = {
+    "skip_connect": skip_connect,
+    "avg_pool_3x3": lambda c, stride, affine: AvgPool3x3(stride),
+    "max_pool_3x3": lambda c, stride, affine: nn.MaxPool2d(3, stride, 1),
+    "nor_conv_1x1": lambda c, stride, affine: relu_conv_bn(c, c, 1, stride, affine),
+    "nor_conv_3x3": lambda c, stride, affine: relu_conv_bn(c, c, 3, stride, affine),
+    "sep_conv_3x3": lambda c, stride, affine: sep_conv(c, 3, stride, affine),
+    "sep_conv_5x5": lambda c, stride, affine: sep_conv(c, 5, stride, affine),
+    "dil_conv_3x3": lambda c, stride, affine: depthwise_conv(c, 3, stride, 2, affine),
+    "dil_conv_5x5": lambda c, stride, affine: depthwise_conv(c, 5, stride, 2, affine),
+}

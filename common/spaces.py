@@ -1,0 +1,79 @@
+"""The search spaces by name, and what is done with an architecture in any of them.
+
+An architecture is a tuple of small ints; gene i takes any value in range(CHOICES[i]), whatever the others are. A new space
+is one module with OPERATIONS, CHOICES, LIGHTEST, DEFAULTS, to_string, from_string and Network, and one line in SPACES.
+"""
+
+import copy
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from . import darts, nats
+
+SPACES = {"nats": nats, "darts": darts}
+
+
+def name_of(text):
+    """The name of the space that an architecture string is written in."""
+    return "darts" if "//" in text or text.lstrip().startswith("Genotype") else "nats"
+
+
+def sample(choices, rng):
+    """An architecture, each gene drawn uniformly. rng: numpy Generator."""
+    return tuple(int(g) for g in rng.integers(0, choices))
+
+
+def mutate(arch, choices, probability, rng):
+    """Each gene is drawn anew with this probability (Guo et al. 2020)."""
+    fresh = rng.integers(0, choices)
+    return tuple(int(f) if m else g for g, f, m in zip(arch, fresh, rng.random(len(arch)) < probability, strict=True))
+
+
+def crossover(one, other, rng):
+    """Each gene comes from either parent (Guo et al. 2020)."""
+    return tuple(a if m else b for a, b, m in zip(one, other, rng.random(len(one)) < 0.5, strict=True))
+
+
+def path(choices, seed, step):
+    """The architecture that a super-net trains at a step: uniform, and the same on every rank."""
+    return sample(choices, np.random.default_rng([seed, step, 1]))
+
+
+def supernet(name, num_classes, channels, cells):
+    """A super-net of the named space, weights drawn from torch's seed. ValueError for an unknown name."""
+    if name not in SPACES:
+        raise ValueError(f"unknown search space '{name}': choose from {', '.join(SPACES)}")
+    return SPACES[name].Network(num_classes, channels, cells).to(memory_format=torch.channels_last)
+
+
+def supernet_from(checkpoint):
+    """The super-net in a checkpoint of `train_supernet.py` or `adapt.py`. ValueError if its parts do not fit."""
+    try:
+        net = supernet(*(checkpoint[key] for key in ("space", "num_classes", "channels", "cells")))
+        net.load_state_dict(checkpoint["net"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"its weights are not those of the super-net it names ({' '.join(str(error).split())[:200]})") from None
+    return net
+
+
+def parameters(net):
+    """Learned numbers of a network: of a sub-net, its parameter count."""
+    return sum(p.numel() for p in net.parameters())
+
+
+def macs_counter(net, image_size=32):
+    """A function from an architecture (none for a sub-net) to the multiply-accumulates of one image of that size.
+
+    PyTorch's own counter counts two operations for each; only convolutions and the classifier count, as in the literature.
+    """
+    net = copy.deepcopy(net).to("meta").eval()
+    image = torch.empty(1, 3, image_size, image_size, device="meta")
+
+    def macs(*arch):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(image, *arch)
+        return counter.get_total_flops() // 2
+
+    return macs

@@ -1,0 +1,145 @@
+"""Search a super-net by evolution for the architecture of the highest validation accuracy (Eq. 2, Guo et al. 2020).
+
+    python search.py --supernet runs/p1/supernet.pt --out runs/search_p1
+    torchrun --nproc_per_node=8 search.py --supernet runs/p1/supernet.pt --out runs/search_p1
+
+The super-net's checkpoint says which data it was adapted to; the search is on those (P0: on the source). Ranks share out
+the architectures, and the result does not depend on how many ranks there are. Product: result.json, with the best and the
+top k. Paper: 20 generations of 50.
+"""
+
+import json
+import os
+import time
+
+import numpy as np
+import torch
+
+from common import data, engine, flags, runtime, spaces
+
+
+def parse_args(argv=None):
+    parser = runtime.Parser(__doc__)
+    group = parser.add_argument_group("search")
+    group.add_argument("--supernet", required=True, help="supernet.pt of train_supernet.py or adapt.py")
+    group.add_argument("--generations", type=int, default=20, help="(default 20)")
+    group.add_argument("--population", type=int, default=50, help="architectures a generation (default 50)")
+    group.add_argument("--crossovers", type=int, default=25, help="of the population, from two parents (default 25)")
+    group.add_argument("--mutations", type=int, default=25, help="of the population, from one parent (default 25)")
+    group.add_argument("--mutate-probability", type=float, default=0.1, help="of each gene (default 0.1)")
+    group.add_argument("--topk", type=int, default=10, help="parents: the best so far (default 10)")
+    group.add_argument("--max-mmacs", type=float, metavar="M", help="at most so many million multiply-accumulates")
+    group.add_argument("--bn-images", type=int, default=1000, help="training images for BN statistics (default 1000)")
+    flags.add_run(parser, out="runs/search")
+    args = parser.parse_args(argv)
+    flags.check(args)
+    if args.crossovers + args.mutations > args.population:
+        raise runtime.UserError(f"{args.crossovers} crossovers and {args.mutations} mutations exceed the population")
+    return args
+
+
+def evolve(space, score, fits, seed, *, generations, population, crossovers, mutations, mutate_probability, topk):
+    """Yields after each generation all scores so far, {architecture: score}, in the order of evaluation.
+
+    space: a module of `spaces.SPACES`, or anything with its CHOICES and LIGHTEST. score: list of architectures -> their
+    scores. fits: whether an architecture may be proposed; LIGHTEST must. None is scored twice. A generation is smaller than
+    the population where a bounded number of draws finds no more that are new and fit.
+    """
+    scores, proposed = {}, set()
+    for generation in range(generations):
+        rng = np.random.default_rng([seed, generation])
+        best = sorted(scores, key=scores.get, reverse=True)[:topk]  # stable: of equals, the one found first
+        candidates = []
+
+        def propose(count, draw, candidates=candidates):
+            for _ in range(20 * count):
+                if len(candidates) < population and count > 0:
+                    arch = draw()
+                    if arch not in proposed and fits(arch):
+                        candidates.append(arch)
+                        proposed.add(arch)
+                        count -= 1
+
+        def parent(best=best, rng=rng):
+            return best[rng.integers(len(best))]
+
+        if best:
+            propose(mutations, lambda: spaces.mutate(parent(), space.CHOICES, mutate_probability, rng))
+            propose(crossovers, lambda: spaces.crossover(parent(), parent(), rng))
+        propose(population - len(candidates), lambda: spaces.sample(space.CHOICES, rng))
+        if not scores and not candidates:
+            candidates = [space.LIGHTEST]  # the limit is so tight that chance does not meet it; mutation starts from here
+            proposed.add(space.LIGHTEST)
+        scores.update(zip(candidates, score(candidates), strict=True))
+        yield scores
+
+
+def main(args):
+    # set-up
+    device = runtime.setup(args.device, args.seed)
+    run = runtime.Run(args, device)
+    if run.finished:
+        return
+    checkpoint = runtime.load_checkpoint(args.supernet, "super-net")
+
+    # data: all architectures see the same images, gathered once
+    with runtime.users_mistake(), runtime.first_rank_first():
+        train, val = data.load(("train", "val"), **checkpoint["data"], root=args.data_root, device=device)
+    normalise = data.Normalise(*data.channel_stats(train[0]), train[0].shape[2], device)
+    some = np.sort(np.random.default_rng(args.seed).permutation(len(train[0]))[: args.bn_images])
+    bn_chunks = engine.normalised_chunks(train[0][some], normalise)
+    val_chunks = engine.normalised_chunks(val[0], normalise)
+
+    # model
+    with runtime.users_mistake(args.supernet):
+        net = spaces.supernet_from(checkpoint).to(device)
+    space = spaces.SPACES[checkpoint["space"]]
+    macs = spaces.macs_counter(net, val[0].shape[2])
+    if args.max_mmacs is not None and macs(space.LIGHTEST) > args.max_mmacs * 1e6:
+        lightest = macs(space.LIGHTEST) / 1e6
+        raise runtime.UserError(f"no architecture has {args.max_mmacs:g} M MACs or fewer: the lightest has {lightest:.2f} M")
+
+    # optimiser: evolution, on scores that a run which was interrupted need not compute again
+    known = {}
+    if os.path.exists(run.path("scores.jsonl")):
+        with open(run.path("scores.jsonl")) as file:
+            known = {space.from_string(line["arch"]): line for line in map(json.loads, file)}
+    runtime.barrier()  # nobody writes before everybody has read
+
+    def score(archs):
+        unknown = [arch for arch in archs if arch not in known]
+        for i in range(0, len(unknown), runtime.world()):
+            start = time.perf_counter()
+            chunk = unknown[i : i + runtime.world()]
+            accuracies = torch.zeros(len(chunk), dtype=torch.float64, device=device)
+            if runtime.rank() < len(chunk):
+                accuracies[runtime.rank()] = engine.score(net, bn_chunks, val_chunks, val[1], chunk[runtime.rank()])
+            accuracies = runtime.sum_over_ranks(accuracies).tolist()
+            seconds = (time.perf_counter() - start) / len(chunk)
+            for arch, accuracy in zip(chunk, accuracies, strict=True):
+                known[arch] = {"arch": space.to_string(arch), "accuracy": accuracy, "seconds": seconds}
+            run.write_lines("scores.jsonl", known.values())
+        return [known[arch]["accuracy"] for arch in archs]
+
+    # loop
+    settings = ("generations", "population", "crossovers", "mutations", "mutate_probability", "topk")
+    generations = evolve(
+        space, score, lambda arch: args.max_mmacs is None or macs(arch) <= args.max_mmacs * 1e6, args.seed,
+        **{name: getattr(args, name) for name in settings},
+    )  # fmt: skip
+    for generation, scores in enumerate(generations, start=1):
+        seconds = sum(line["seconds"] for line in known.values())
+        best = max(scores, key=scores.get)
+        runtime.print0(
+            f"generation {generation}/{args.generations}  best {scores[best]:.2f} %  {len(scores)} scored  "
+            f"{len(scores) / seconds:.2f} a second  {seconds / generation * (args.generations - generation):.0f} s left"
+        )
+
+    # save
+    ranked = sorted(scores, key=scores.get, reverse=True)[: args.topk]
+    top = [{"arch": space.to_string(a), "accuracy": scores[a], "mmacs": macs(a) / 1e6} for a in ranked]
+    run.finish({"best": top[0], "topk": top, "evaluated": len(scores), "seconds": seconds})
+
+
+if __name__ == "__main__":
+    runtime.launch(parse_args, main)

@@ -1,0 +1,76 @@
+"""Train a super-net: on a balanced source (Eq. 3), or on the imbalanced target itself (Eq. 6, procedure P3).
+
+    python train_supernet.py --dataset cifar10 --out runs/source
+    torchrun --nproc_per_node=8 train_supernet.py --dataset cifar10 --out runs/source
+    python train_supernet.py --dataset cifar100 --imbalance 100 --out runs/p3
+
+One uniformly drawn path learns at each step (Guo et al. 2020). The loss is CE-DRW, which on balanced data is plain CE, since
+all its weights are 1. Products: supernet.pt and result.json. Paper, 100x CIFAR-100: sub-nets of P3 reach 41.53 % (Table 3a).
+"""
+
+import torch
+
+from common import data, drw, engine, flags, runtime, spaces
+
+
+def parse_args(argv=None):
+    parser = runtime.Parser(__doc__)
+    group = parser.add_argument_group("super-net")
+    group.add_argument("--space", choices=spaces.SPACES, default="nats", help="search space (default nats)")
+    group.add_argument("--channels", type=int, help="of the first stage (default: nats 16, darts 36)")
+    group.add_argument("--cells", type=int, help="nats: a stage (default 5); darts: in all (default 20)")
+    group.add_argument("--loss", choices=("CE", "CE-DRW"), default="CE-DRW", help="Table 5 (default CE-DRW)")
+    flags.add_data(parser, dataset="cifar10", imbalance=1)
+    flags.add_training(parser, 0.1, 5, "600", "400 500, in proportion to --epochs", "400, in proportion to --epochs")
+    flags.add_run(parser, out="runs/supernet")
+    args = parser.parse_args(argv)
+    for name, value in spaces.SPACES[args.space].DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    flags.schedule(args, epochs=600, milestones=(400, 500), reweight_from=400)
+    flags.check(args)
+    return args
+
+
+def main(args):
+    # set-up
+    device = runtime.setup(args.device, args.seed)
+    run = runtime.Run(args, device)
+    if run.finished:
+        return
+
+    # data
+    with runtime.users_mistake(), runtime.first_rank_first():
+        (train,) = data.load(("train",), **flags.data_of(args), root=args.data_root, device=device)
+        normalise = data.Normalise(*data.channel_stats(train[0]), args.image_size, device)
+        batches = data.Batches(train, normalise, args.batch_size, args.seed, runtime.rank(), runtime.world())
+        counts = train[1].bincount()
+        weights = drw.class_weights(counts, args.beta).to(device)
+
+    # model
+    net = spaces.supernet(args.space, len(counts), args.channels, args.cells).to(device)
+    choices = spaces.SPACES[args.space].CHOICES
+
+    # optimiser
+    optimizer = torch.optim.SGD(net.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, foreach=True)
+
+    # loop
+    engine.use_batch_statistics(net)
+    for epoch in range(run.resume(net, optimizer), args.epochs + 1):
+        optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
+        reweight = args.loss == "CE-DRW" and drw.reweighted(epoch, args.reweight_from)
+        metrics = engine.train_epoch(
+            net, batches, epoch, optimizer, weights if reweight else torch.ones_like(weights),
+            path=lambda step: spaces.path(choices, args.seed, step), clip=args.clip,
+        )  # fmt: skip
+        run.epoch_done(args.epochs, len(train[1]), metrics, net, optimizer)
+
+    # save
+    procedure = "source" if counts.min() == counts.max() else "P3"
+    facts = {"procedure": procedure, "dataset": args.dataset, "imbalance": args.imbalance, "seed": args.seed}
+    run.save_supernet(net, args.space, args.channels, args.cells, flags.data_of(args), facts)
+    run.finish({**facts, "epochs": args.epochs, "seconds": run.seconds, "supernet": run.path("supernet.pt")})
+
+
+if __name__ == "__main__":
+    runtime.launch(parse_args, main)
