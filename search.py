@@ -51,22 +51,22 @@ def evolve(space, score, fits, seed, *, generations, population, crossovers, mut
         best = sorted(scores, key=scores.get, reverse=True)[:topk]  # stable: of equals, the one found first
         candidates = []
 
-        def propose(count, draw, candidates=candidates):
+        def propose(count, draw, rng=rng, candidates=candidates):
             for _ in range(20 * count):
-                if len(candidates) < population and count > 0:
-                    arch = draw()
+                if count:
+                    arch = draw(rng)
                     if arch not in proposed and fits(arch):
                         candidates.append(arch)
                         proposed.add(arch)
                         count -= 1
 
-        def parent(best=best, rng=rng):
+        def parent(rng, best=best):
             return best[rng.integers(len(best))]
 
         if best:
-            propose(mutations, lambda: spaces.mutate(parent(), space.CHOICES, mutate_probability, rng))
-            propose(crossovers, lambda: spaces.crossover(parent(), parent(), rng))
-        propose(population - len(candidates), lambda: spaces.sample(space.CHOICES, rng))
+            propose(mutations, lambda rng: spaces.mutate(parent(rng), space.CHOICES, mutate_probability, rng))
+            propose(crossovers, lambda rng: spaces.crossover(parent(rng), parent(rng), rng))
+        propose(population - len(candidates), lambda rng: spaces.sample(space.CHOICES, rng))
         if not scores and not candidates:
             candidates = [space.LIGHTEST]  # the limit is so tight that chance does not meet it; mutation starts from here
             proposed.add(space.LIGHTEST)

@@ -179,8 +179,8 @@ _TEXTURES = {  # u, v as above, turning and scaling with the object -> brightnes
 def synthetic(classes, split, seed=0):
     """Procedural 32x32 images in the sizes of CIFAR: 50,000 for train, 10,000 otherwise; uint8 (n, 32, 32, 3), labels (n,).
 
-    A class is a shape with a texture. Its position, size, angle, colours, contrast and background, a piece of clutter and
-    the noise are drawn per image, and some images show next to nothing, so that no network is right on all.
+    A class is a shape with a texture and a tendency to one of ten colours. Position, size, angle, colours, contrast,
+    background, a piece of clutter and the noise are drawn per image; some show next to nothing, so no network is always right.
     The 10 classes of `synthetic10` pair each texture with a shape of its own; `synthetic100` has the other 100 pairs.
     """
     pairs = [(s, t) for s in range(len(_SHAPES)) for t in range(len(_TEXTURES))]
@@ -189,11 +189,15 @@ def synthetic(classes, split, seed=0):
     generator = torch.Generator().manual_seed(1000 * seed + 2 * classes + (split == "train"))
     shapes, textures = list(_SHAPES.values()), list(_TEXTURES.values())
     step = min(each, 500)  # a piece that stays in the cache
-    images = [_paint(shapes[s], textures[t], step, generator) for s, t in mine for _ in range(each // step)]
+    hues = torch.arange(10)[:, None] * 2 * torch.pi / 10 + torch.tensor([0, 2, 4]) * torch.pi / 3
+    tints = 0.5 + 0.5 * hues.cos()
+    images = []
+    for s, t in mine:
+        images += [_paint(shapes[s], textures[t], tints[(s + t) % 10], step, generator) for _ in range(each // step)]
     return torch.cat(images), np.repeat(np.arange(classes), each)
 
 
-def _paint(shape, texture, n, generator):
+def _paint(shape, texture, tint, n, generator):
     def uniform(low, high, *size):
         return low + (high - low) * torch.rand(n, *(size or (1, 1)), generator=generator)
 
@@ -201,20 +205,21 @@ def _paint(shape, texture, n, generator):
 
     def frame(spread, smallest, largest):
         """Coordinates of every pixel as the object sees them: it sits off centre, turned and scaled."""
-        angle, scale = uniform(-0.6, 0.6), uniform(smallest, largest)
+        angle, scale = uniform(-0.5, 0.5), uniform(smallest, largest)
         x, y = axis[None, None, :] - uniform(-spread, spread), axis[None, :, None] - uniform(-spread, spread)
         cos, sin = angle.cos() / scale, angle.sin() / scale
         return x * cos + y * sin, y * cos - x * sin
 
-    u, v = frame(0.35, 0.45, 0.85)
+    u, v = frame(0.25, 0.6, 1.0)
     inside = (0.5 - 8 * shape(u, v)).clamp(0, 1)
     value = texture(u, v)
     p, q = frame(0.9, 0.15, 0.35)  # clutter: a small ellipse anywhere, before or behind the object
     clutter = (0.5 - 4 * (p * p + 2 * q * q - 1)).clamp(0, 1)
     front = (uniform(0, 1) < 0.5).float()
     ground, slope = uniform(0.2, 0.8, 3), uniform(-0.3, 0.3, 3)
-    contrast = uniform(0.0, 1.0)[..., 0].sqrt() * 0.6
-    light, dark = ground + contrast * uniform(-1, 1, 3), ground + contrast * uniform(-1, 1, 3)
+    contrast = uniform(0, 1)[..., 0].sqrt()
+    light = torch.lerp(ground, torch.lerp(uniform(0, 1, 3), tint, 0.5), contrast)
+    dark = torch.lerp(ground, uniform(0, 1, 3), contrast)
     blot = uniform(0, 1, 3)
     image = torch.empty(n, 32, 32, 3)
     for c in range(3):
@@ -224,7 +229,7 @@ def _paint(shape, texture, n, generator):
         plane = torch.lerp(plane, middle + half * value, inside)
         image[..., c] = torch.lerp(plane, blot[:, c, None, None], clutter * front)
     noise = torch.empty_like(image).normal_(generator=generator)
-    return image.addcmul_(noise, uniform(0.02, 0.12)[..., None]).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+    return image.addcmul_(noise, uniform(0.02, 0.1)[..., None]).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 # Batches

@@ -1,6 +1,6 @@
 """Candidate operations of both search spaces, one line each.
 
-`OPS[name](channels, stride, affine)` is a module that maps (batch, channels, H, W) to (batch, channels, H / stride, W / stride).
+`OPS[name](channels, stride, affine)` is a module: (batch, channels, H, W) -> (batch, channels, H / stride, W / stride).
 Convolutions are ReLU-Conv-BN, as in NATS-Bench (Dong et al. 2021) and DARTS (Liu et al. 2019); `affine` gives their
 batch norms a learned scale and shift (sub-nets have them, super-nets do not).
 """

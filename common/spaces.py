@@ -54,7 +54,7 @@ def supernet_from(checkpoint):
         net = supernet(*(checkpoint[key] for key in ("space", "num_classes", "channels", "cells")))
         net.load_state_dict(checkpoint["net"])
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"its weights are not those of the super-net it names ({' '.join(str(error).split())[:200]})") from None
+        raise ValueError(f"these are not the weights of the super-net it names: {str(error)[:200]}") from None
     return net
 
 
