@@ -31,9 +31,7 @@ def depthwise_conv(channels, kernel, stride, dilation, affine):
 
 
 def sep_conv(channels, kernel, stride, affine):
-    return nn.Sequential(
-        depthwise_conv(channels, kernel, stride, 1, affine), depthwise_conv(channels, kernel, 1, 1, affine)
-    )
+    return nn.Sequential(depthwise_conv(channels, kernel, stride, 1, affine), depthwise_conv(channels, kernel, 1, 1, affine))
 
 
 class AvgPool3x3(nn.Module):
