@@ -29,7 +29,7 @@ def parse_args(argv=None):
     group.add_argument("--mutate-probability", type=float, default=0.1, help="of each gene (default 0.1)")
     group.add_argument("--topk", type=int, default=10, help="parents: the best so far (default 10)")
     group.add_argument("--max-mmacs", type=float, metavar="M", help="at most so many million multiply-accumulates")
-    group.add_argument("--bn-images", type=int, default=1000, help="training images for BN statistics (default 1000)")
+    group.add_argument("--bn-images", type=int, default=2000, help="training images for BN statistics (default 2000)")
     flags.add_run(parser, out="runs/search")
     args = parser.parse_args(argv)
     flags.check(args)
@@ -86,8 +86,9 @@ def main(args):
     with runtime.users_mistake(), runtime.first_rank_first():
         train, val = data.load(("train", "val"), **checkpoint["data"], root=args.data_root, device=device)
     normalise = data.Normalise(*data.channel_stats(train[0]), train[0].shape[2], device)
-    some = np.sort(np.random.default_rng(args.seed).permutation(len(train[0]))[: args.bn_images])
-    bn_chunks = engine.normalised_chunks(train[0][some], normalise)
+    # Augmented, as in training: with plain images, which have no black borders, the ranking gets lost (README).
+    bn_images, _ = next(data.Batches(train, normalise, args.bn_images, args.seed).epoch(0))
+    bn_chunks = bn_images.split(engine.CHUNK)
     val_chunks = engine.normalised_chunks(val[0], normalise)
 
     # model

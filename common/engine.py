@@ -6,6 +6,8 @@ from torch import nn
 
 from .runtime import sum_over_ranks, world
 
+CHUNK = 500  # images a forward pass where nothing is learned
+
 
 def use_batch_statistics(net):
     """Batch norms normalise with the batch and leave their running statistics as they are: for super-nets in training.
@@ -66,14 +68,14 @@ def average_statistics(net):
                 sum_over_ranks(statistic).div_(world())
 
 
-def normalised_chunks(images, normalise, size=500):
-    """uint8 (n, H, W, 3) -> list of float32 (size, 3, H, W), made once for all the architectures that are scored on them."""
-    return [normalise(chunk) for chunk in images.split(size)]
+def normalised_chunks(images, normalise):
+    """uint8 (n, H, W, 3) -> list of float32 (CHUNK, 3, H, W), made once for all architectures that are scored on them."""
+    return [normalise(chunk) for chunk in images.split(CHUNK)]
 
 
 @torch.inference_mode()
 def recalibrate(net, chunks, *arch):
-    """Rebuilds every batch norm's running statistics: the mean over these chunks of normalised images (Guo et al. 2020)."""
+    """Rebuilds every batch norm's running statistics as the mean over these chunks of training images (Guo et al. 2020)."""
     net.train()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -1,0 +1,55 @@
+"""Fixtures: a folder of small images, the stages called in this process, and the stages called as a user does."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+torch.set_num_threads(2)
+
+SMALL = ["--channels", "4", "--cells", "1"]
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A folder dataset: 4 classes of 32x32 images that differ in brightness, 30 for training and 10 for validation each."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 30), ("val", 10)):
+        for c in range(4):
+            folder = root / split / f"class{c}"
+            folder.mkdir(parents=True)
+            for i in range(n):
+                pixels = np.clip(rng.normal(50 + 50 * c, 60, (3, 32, 32)), 0, 255).astype(np.uint8)
+                torchvision.io.write_png(torch.from_numpy(pixels), str(folder / f"{i}.png"))
+    return str(root)
+
+
+@pytest.fixture(scope="session")
+def supernet(images, tmp_path_factory):
+    """supernet.pt of one NATS epoch on `images`."""
+    out = tmp_path_factory.mktemp("source") / "run"
+    stage("train_supernet", "--dataset", images, *SMALL, "--epochs", 1, "--warmup", 0, "--batch-size", 32, "--out", out)
+    return str(out / "supernet.pt")
+
+
+def stage(script, *argv):
+    """A stage in this process. Raises what it raises."""
+    module = importlib.import_module(script)
+    return module.main(module.parse_args([str(a) for a in argv]))
+
+
+def command(*argv, ranks=0, **kwargs):
+    """A stage as a user runs it, under torchrun if `ranks` is given. Returns the finished process, with text output."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    call = [sys.executable, *torchrun, *(str(a) for a in argv)]
+    return subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, **kwargs)

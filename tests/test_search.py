@@ -1,0 +1,74 @@
+"""Evolution in a space where the best is known: the score is a formula of the genes."""
+
+from itertools import product
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import search
+from common import nats
+
+PAPER = dict(generations=20, population=50, crossovers=25, mutations=25, mutate_probability=0.1, topk=10)
+
+
+def formula(arch):
+    """Rewards each gene, and pairs of genes, so that one cannot be chosen without the others."""
+    table = np.random.default_rng(7).normal(size=(6, 5))
+    pairs = np.random.default_rng(8).normal(size=(5, 5, 5))
+    return sum(table[i, g] for i, g in enumerate(arch)) + sum(pairs[i, arch[i], arch[i + 1]] for i in range(5))
+
+
+def evolve(fits=lambda arch: True, seed=0, space=nats, calls=None, **changes):
+    calls = [] if calls is None else calls
+
+    def score(archs):
+        calls.extend(archs)
+        return [formula(a) for a in archs]
+
+    *_, scores = search.evolve(space, score, fits, seed, **{**PAPER, **changes})
+    return scores
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_finds_the_top_thousandth(seed):
+    best = max(evolve(seed=seed).values())
+    everything = sorted((formula(a) for a in product(range(5), repeat=6)), reverse=True)
+    assert best >= everything[len(everything) // 1000]
+
+
+def test_scores_none_twice_and_fills_every_generation():
+    calls = []
+    scores = evolve(calls=calls)
+    assert len(calls) == len(set(calls)) == len(scores) == 20 * 50
+
+
+def test_beats_random_search():
+    rng = np.random.default_rng(0)
+    random = [max(formula(tuple(rng.integers(0, 5, 6))) for _ in range(1000)) for _ in range(10)]
+    assert min(max(evolve(seed=s).values()) for s in range(3)) >= np.median(random)
+
+
+def test_keeps_to_a_limit():
+    scores = evolve(fits=lambda arch: arch.count(3) <= 1)
+    assert len(scores) > 500 and all(arch.count(3) <= 1 for arch in scores)
+
+
+def test_a_limit_that_chance_does_not_meet_starts_from_the_lightest():
+    space = SimpleNamespace(CHOICES=(1000,) * 8, LIGHTEST=(0,) * 8)
+
+    def score(archs):
+        return [float(sum(a)) for a in archs]
+
+    *_, scores = search.evolve(space, score, lambda arch: sum(a > 0 for a in arch) <= 1, 0, **PAPER)
+    assert space.LIGHTEST in scores and len(scores) > 10
+
+
+def test_a_space_that_runs_out_ends():
+    space = SimpleNamespace(CHOICES=(2, 2, 2), LIGHTEST=(0, 0, 0))
+    *_, scores = search.evolve(space, lambda archs: [float(sum(a)) for a in archs], lambda arch: True, 0, **PAPER)
+    assert len(scores) == 8
+
+
+def test_same_seed_same_search():
+    assert evolve(seed=3) == evolve(seed=3) != evolve(seed=4)

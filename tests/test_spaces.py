@@ -1,0 +1,159 @@
+"""Architectures, and networks against the published ones."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common import darts, engine, nats, spaces
+
+DARTS_V2 = (
+    "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1), "
+    "('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)], normal_concat=[2, 3, 4, 5], "
+    "reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 1), ('max_pool_3x3', 0), "
+    "('skip_connect', 2), ('skip_connect', 2), ('max_pool_3x3', 1)], reduce_concat=range(2, 6))"
+)
+
+
+def cost(space, arch, num_classes=10):
+    net = space.Network(num_classes, arch=arch)
+    return spaces.macs_counter(net)() / 1e6, spaces.parameters(net)
+
+
+# Golden values: NAS-Bench-201 / NATS-Bench's own figures for CIFAR-10 and CIFAR-100; DARTS's for its second-order cell.
+@pytest.mark.parametrize(
+    ("space", "text", "num_classes", "mmacs", "params"),
+    [
+        (nats, "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|", 10, 220.12, 1.531546e6),
+        (nats, "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|none~1|avg_pool_3x3~2|", 10, 149.34, None),
+        (nats, "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|", 10, 7.78, 0.073306e6),
+        (nats, "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|", 100, 7.79, 0.079156e6),
+        (darts, DARTS_V2, 10, 528.36, 3.349342e6),
+    ],
+)  # fmt: skip
+def test_cost_is_that_of_the_published_network(space, text, num_classes, mmacs, params):
+    macs, found = cost(space, space.from_string(text), num_classes)
+    assert macs == pytest.approx(mmacs, abs=0.005)
+    assert params is None or found == params
+
+
+def test_135_architectures_of_149_mmacs():
+    three, one = nats.OPERATIONS.index("nor_conv_3x3"), nats.OPERATIONS.index("nor_conv_1x1")
+    found = [a for a in product(range(5), repeat=6) if a.count(three) == 4 and a.count(one) == 0]
+    assert len(found) == 135  # section 3.2
+    rng = np.random.default_rng(0)
+    assert {round(cost(nats, found[i])[0], 2) for i in rng.integers(0, 135, 3)} == {149.34}
+
+
+@pytest.mark.parametrize("name", spaces.SPACES)
+def test_lightest_is_lightest(name):
+    space, rng = spaces.SPACES[name], np.random.default_rng(0)
+    macs = spaces.macs_counter(spaces.supernet(name, 10, 4, 3))
+    assert all(macs(space.LIGHTEST) <= macs(spaces.sample(space.CHOICES, rng)) for _ in range(10))
+
+
+def genes(space):
+    return st.tuples(*(st.integers(0, n - 1) for n in space.CHOICES))
+
+
+@given(genes(nats))
+def test_nats_string_round_trip(arch):
+    assert nats.from_string(nats.to_string(arch)) == arch
+    assert spaces.name_of(nats.to_string(arch)) == "nats"
+
+
+@given(genes(darts))
+def test_darts_string_round_trip(arch):
+    assert darts.from_string(darts.to_string(arch)) == arch
+    assert spaces.name_of(darts.to_string(arch)) == "darts"
+    for cell in darts.decode(arch):
+        for node, ((_, a), (_, b)) in enumerate(cell):
+            assert 0 <= a < b < 2 + node
+
+
+def test_the_benchmarks_own_string():
+    text = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|none~2|"
+    assert nats.to_string(nats.from_string(text)) == text
+
+
+def test_genotype_is_read_in_either_order_of_inputs():
+    arch = darts.from_string(DARTS_V2)
+    assert darts.decode(arch)[0][2] == (("skip_connect", 0), ("sep_conv_3x3", 1))
+    assert darts.decode(arch)[1][1] == (("max_pool_3x3", 1), ("skip_connect", 2))
+
+
+@pytest.mark.parametrize(
+    ("space", "text", "told"),
+    [
+        (nats, "|nor_conv_3x3~0|+|none~0|skip_conect~1|+|none~0|none~1|none~2|", "skip_conect~1"),
+        (nats, "|nor_conv_3x3~0|+|none~0|none~2|+|none~0|none~1|none~2|", "none~2"),
+        (nats, "|nor_conv_3x3~0|+|none~0|none~1|", "3 nodes"),
+        (nats, "nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|", "begin and end"),
+        (darts, darts.to_string(darts.LIGHTEST).replace("max_pool_3x3~1", "max_pol_3x3~1", 1), "max_pol_3x3~1"),
+        (darts, darts.to_string(darts.LIGHTEST).replace("max_pool_3x3~1", "max_pool_3x3~0", 1), "distinct"),
+        (darts, darts.to_string(darts.LIGHTEST).replace("max_pool_3x3~1", "max_pool_3x3~9", 1), "max_pool_3x3~9"),
+        (darts, darts.to_string(darts.LIGHTEST).split("//")[0], "two cells"),
+        (darts, DARTS_V2.replace("('skip_connect', 0)", "('none', 0)"), "none~0"),
+        (darts, DARTS_V2.replace("[2, 3, 4, 5]", "[2, 3, 4]"), "concat"),
+        (darts, "Genotype(normal=__import__('os').system('false'))", "not a DARTS genotype"),
+    ],
+)
+def test_a_wrong_string_is_refused_with_the_token(space, text, told):
+    with pytest.raises(ValueError, match=told):
+        space.from_string(text)
+
+
+@given(st.text(), st.sampled_from([nats, darts]))
+def test_any_text_is_parsed_or_refused(text, space):
+    for string in (text, f"Genotype({text})", f"|{text}|+|none~0|none~1|+|none~0|none~1|none~2|"):
+        try:
+            assert len(space.from_string(string)) == len(space.CHOICES)
+        except ValueError as error:
+            assert str(error)
+
+
+@pytest.mark.parametrize("name", spaces.SPACES)
+def test_super_net_path_equals_sub_net(name):
+    """With the chosen operations' weights copied, and BN using the batch, for ten random architectures."""
+    space, rng = spaces.SPACES[name], np.random.default_rng(1)
+    torch.manual_seed(0)
+    supernet = spaces.supernet(name, 10, 4, 3)
+    engine.use_batch_statistics(supernet)
+    images = torch.randn(8, 3, 32, 32)
+    for _ in range(10):
+        arch = spaces.sample(space.CHOICES, rng)
+        subnet = space.Network(10, 4, 3, arch).train()
+        weights = supernet.state_dict()
+        own = {k for k, _ in subnet.named_parameters()}
+        missing = subnet.load_state_dict({k: v for k, v in weights.items() if k in own}, strict=False).missing_keys
+        assert all("bn" in k or k.split(".")[-1] in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked") for k in missing)
+        assert not [k for k in own if k in missing and subnet.state_dict()[k].ndim > 1]  # every convolution was copied
+        torch.testing.assert_close(supernet(images, arch), subnet(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", spaces.SPACES)
+def test_supernet_holds_every_path_and_changes_with_each_gene(name):
+    space = spaces.SPACES[name]
+    torch.manual_seed(0)
+    net = spaces.supernet(name, 10, 4, 3)
+    engine.use_batch_statistics(net)
+    images, base = torch.randn(4, 3, 32, 32), tuple(min(3, n - 1) for n in space.CHOICES)
+    with torch.no_grad():
+        reference = net(images, base)
+        for i, n in enumerate(space.CHOICES):
+            for value in set(range(n)) - {base[i]}:
+                assert not torch.equal(net(images, base[:i] + (value,) + base[i + 1 :]), reference), (i, value)
+
+
+def test_mutation_and_crossover_follow_their_probabilities():
+    rng = np.random.default_rng(0)
+    one, other = (0,) * 6, (4,) * 6
+    mutants = np.array([spaces.mutate(one, nats.CHOICES, 0.1, rng) for _ in range(4000)])
+    assert (mutants != 0).mean() == pytest.approx(0.1 * 4 / 5, abs=0.01)  # a redrawn gene is its old value one time in five
+    children = np.array([spaces.crossover(one, other, rng) for _ in range(2000)])
+    assert set(np.unique(children)) == {0, 4} and (children == 0).mean() == pytest.approx(0.5, abs=0.03)
+    draws = np.array([spaces.path(nats.CHOICES, 0, step) for step in range(4000)])
+    assert np.bincount(draws.flatten(), minlength=5) / draws.size == pytest.approx(0.2, abs=0.01)
