@@ -82,7 +82,7 @@ def main(args):
         weights = drw.class_weights(counts, args.beta).to(device)
 
     # model
-    net = space.Network(num_classes, args.channels, args.cells, arch).to(device, memory_format=torch.channels_last)
+    net = space.Network(num_classes, args.channels, args.cells, arch).to(device)
 
     # optimiser
     optimizer = torch.optim.SGD(net.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, foreach=True)

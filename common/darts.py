@@ -157,6 +157,7 @@ class Network(nn.Module):
             self.cells.append(Cell(c_prev_prev, c_prev, channels, reduction, reduction_prev, arch, affine))
             reduction_prev, c_prev_prev, c_prev = reduction, c_prev, NODES * channels
         self.classifier = nn.Linear(c_prev, num_classes)
+        self.to(memory_format=torch.channels_last)  # twice as fast on a CPU, and with tensor cores
 
     def features(self, x, arch=None):
         """phi(a, w_a): images (B, 3, H, W) -> pooled backbone output (B, classifier.in_features)."""

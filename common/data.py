@@ -136,13 +136,13 @@ def _open_folder(name, split):
 def _decode(path, size):
     """One image file as uint8 (size, size, 3); another size is scaled by its shorter side, then cut in the centre."""
     try:
-        image = torchvision.io.decode_image(path, mode="RGB", apply_exif_orientation=True)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"cannot read the image '{path}': {str(error).splitlines()[0]}") from None
-    if image.shape[1:] != (size, size):
-        image = torchvision.transforms.functional.resize(image, size, antialias=True)
+        image = torchvision.datasets.folder.default_loader(path)
+    except Exception as error:  # a damaged file makes Pillow raise many kinds
+        raise ValueError(f"cannot read the image '{path}': {error}") from None
+    if image.size != (size, size):
+        image = torchvision.transforms.functional.resize(image, size)
         image = torchvision.transforms.functional.center_crop(image, size)
-    return image.permute(1, 2, 0)
+    return torch.from_numpy(np.array(image))
 
 
 # Images made from a seed, so that everything runs where nothing can be downloaded

@@ -45,7 +45,7 @@ def supernet(name, num_classes, channels, cells):
     """A super-net of the named space, weights drawn from torch's seed. ValueError for an unknown name."""
     if name not in SPACES:
         raise ValueError(f"unknown search space '{name}': choose from {', '.join(SPACES)}")
-    return SPACES[name].Network(num_classes, channels, cells).to(memory_format=torch.channels_last)
+    return SPACES[name].Network(num_classes, channels, cells)
 
 
 def supernet_from(checkpoint):
@@ -53,8 +53,10 @@ def supernet_from(checkpoint):
     try:
         net = supernet(*(checkpoint[key] for key in ("space", "num_classes", "channels", "cells")))
         net.load_state_dict(checkpoint["net"])
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"these are not the weights of the super-net it names: {str(error)[:200]}") from None
+    except (KeyError, TypeError, AttributeError, RuntimeError):
+        raise ValueError(
+            f"these are not the weights of the '{checkpoint.get('space')}' super-net that it names, with its channels and cells"
+        ) from None
     return net
 
 

@@ -27,10 +27,10 @@ def test_an_empty_class_is_refused(counts):
         drw.class_weights(counts)
 
 
-@pytest.mark.parametrize("ratio", range(1, 1001, 3))
-def test_every_ratio_gives_finite_weights(ratio):
-    for sizes in ([5000] * 10, [500] * 100):
-        assert np.isfinite(drw.class_weights(data.long_tail_counts(sizes, ratio)).numpy()).all()
+def test_every_ratio_gives_finite_weights():
+    for ratio in range(1, 1001):
+        for sizes in ([5000] * 10, [500] * 100):
+            assert np.isfinite(drw.class_weights(data.long_tail_counts(sizes, ratio)).numpy()).all()
 
 
 def test_schedule_is_the_papers():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from common import darts, engine, nats, spaces
 
+ALL_CONV = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 DARTS_V2 = (
     "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1), "
     "('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)], normal_concat=[2, 3, 4, 5], "
@@ -27,8 +28,8 @@ def cost(space, arch, num_classes=10):
 @pytest.mark.parametrize(
     ("space", "text", "num_classes", "mmacs", "params"),
     [
-        (nats, "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|", 10, 220.12, 1.531546e6),
-        (nats, "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|none~1|avg_pool_3x3~2|", 10, 149.34, None),
+        (nats, ALL_CONV, 10, 220.12, 1.531546e6),
+        (nats, ALL_CONV.replace("nor_conv_3x3~2", "none~2").replace("nor_conv_3x3~1|none", "none~1|none"), 10, 149.34, None),
         (nats, "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|", 10, 7.78, 0.073306e6),
         (nats, "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|", 100, 7.79, 0.079156e6),
         (darts, DARTS_V2, 10, 528.36, 3.349342e6),
@@ -129,8 +130,7 @@ def test_super_net_path_equals_sub_net(name):
         weights = supernet.state_dict()
         own = {k for k, _ in subnet.named_parameters()}
         missing = subnet.load_state_dict({k: v for k, v in weights.items() if k in own}, strict=False).missing_keys
-        assert all("bn" in k or k.split(".")[-1] in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked") for k in missing)
-        assert not [k for k in own if k in missing and subnet.state_dict()[k].ndim > 1]  # every convolution was copied
+        assert not [k for k in own & set(missing) if subnet.state_dict()[k].ndim > 1]  # every convolution was copied
         torch.testing.assert_close(supernet(images, arch), subnet(images), rtol=1e-5, atol=1e-5)
 
 
@@ -145,7 +145,7 @@ def test_supernet_holds_every_path_and_changes_with_each_gene(name):
         reference = net(images, base)
         for i, n in enumerate(space.CHOICES):
             for value in set(range(n)) - {base[i]}:
-                assert not torch.equal(net(images, base[:i] + (value,) + base[i + 1 :]), reference), (i, value)
+                assert not torch.equal(net(images, (*base[:i], value, *base[i + 1 :])), reference), (i, value)
 
 
 def test_mutation_and_crossover_follow_their_probabilities():

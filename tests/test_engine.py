@@ -1,0 +1,176 @@
+"""What learns, what does not, and what two ranks do."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, command
+from torch import nn
+
+from common import data, engine, nats, spaces
+
+ALL_CONV = (3,) * 6
+
+
+def batches(n=40, classes=4, batch_size=20):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    return data.Batches((images, torch.arange(n) % classes), lambda x: x.permute(0, 3, 1, 2) / 255.0, batch_size, seed=0)
+
+
+def network(name="nats"):
+    torch.manual_seed(0)
+    net = spaces.supernet(name, 4, 4, 2 if name == "darts" else 1)
+    engine.use_batch_statistics(net)
+    return net
+
+
+def train(net, epoch=1, path=None, optimizer=None, **how):
+    optimizer = optimizer or torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=2e-4, foreach=True)
+    choices = spaces.SPACES["nats"].CHOICES
+    path = path or (lambda step: spaces.path(choices, 0, step))
+    return engine.train_epoch(net, batches(), epoch, optimizer, torch.tensor([0.5, 1, 1, 1.5]), path=path, **how)
+
+
+def frozen(net):
+    return {k: v.clone() for k, v in net.state_dict().items() if not k.startswith("classifier")}
+
+
+@pytest.mark.parametrize("name", spaces.SPACES)
+def test_frozen_backbone_is_bit_identical_and_has_no_backward_pass(name):
+    net = network(name)
+    space, before, head = spaces.SPACES[name], frozen(net), net.classifier.weight.clone()
+    seen = []
+    hook = net.classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].requires_grad))
+    train(net, path=lambda step: spaces.path(space.CHOICES, 0, step), freeze_backbone=True)
+    hook.remove()
+    assert seen == [False, False]
+    assert all(p.grad is None for k, p in net.named_parameters() if not k.startswith("classifier"))
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
+    assert not torch.equal(head, net.classifier.weight)
+
+
+@pytest.mark.parametrize("name", spaces.SPACES)
+def test_operations_off_the_path_keep_weight_and_momentum(name):
+    space, net = spaces.SPACES[name], network(name)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=2e-4, foreach=True)
+    rng = np.random.default_rng(0)
+    for _ in range(3):  # momentum for most operations
+        arch = spaces.sample(space.CHOICES, rng)
+        train(net, path=lambda step, arch=arch: arch, optimizer=optimizer)
+    arch = spaces.sample(space.CHOICES, rng)
+    x = torch.randn(2, 3, 32, 32)
+    optimizer.zero_grad()
+    net(x, arch).sum().backward()
+    on_path = {k for k, p in net.named_parameters() if p.grad is not None}
+    before = {k: (p.clone(), _momentum(optimizer, p)) for k, p in net.named_parameters()}
+    train(net, path=lambda step: arch, optimizer=optimizer)
+    moved = {k for k, p in net.named_parameters() if not torch.equal(p, before[k][0])}
+    assert moved == on_path and len(moved) < len(before)
+    for k, p in net.named_parameters():
+        if k not in on_path and before[k][1] is not None:
+            assert torch.equal(_momentum(optimizer, p), before[k][1]), k
+
+
+def _momentum(optimizer, p):
+    buffer = optimizer.state[p].get("momentum_buffer")
+    return None if buffer is None else buffer.clone()
+
+
+def test_one_step_is_weighted_mean_sgd():
+    """Against torch's own cross entropy, whose mean is weighted too, one batch at a time."""
+    net, reference = network(), network()
+    train(net, path=lambda step: ALL_CONV, clip=1e9)
+    optimizer = torch.optim.SGD(reference.parameters(), 0.1, 0.9, weight_decay=2e-4)
+    for x, y in batches().epoch(1):
+        optimizer.zero_grad()
+        nn.CrossEntropyLoss(weight=torch.tensor([0.5, 1, 1, 1.5]))(reference(x, ALL_CONV), y).backward()
+        optimizer.step()
+    for (k, p), q in zip(net.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5, msg=k)
+
+
+def test_gradient_is_clipped():
+    small, large = network(), network()
+    before = small.classifier.weight.clone()
+    train(small, path=lambda step: ALL_CONV, clip=1e-4)
+    train(large, path=lambda step: ALL_CONV, clip=1e9)
+    assert (small.classifier.weight - before).abs().max() < 1e-3 < (large.classifier.weight - before).abs().max()
+
+
+def test_training_leaves_running_statistics_and_learns():
+    net = network()
+    before = {k: v.clone() for k, v in net.named_buffers()}
+    first = train(net)["loss"]
+    last = [train(net, epoch)["loss"] for epoch in range(2, 9)][-1]
+    assert all(torch.equal(v, before[k]) for k, v in net.named_buffers())
+    assert last < first
+
+
+def test_recalibration_makes_eval_agree_with_batch_statistics():
+    net = network()
+    images = torch.randn(64, 3, 32, 32)
+    with torch.no_grad():
+        expected = net(images, ALL_CONV)
+        engine.recalibrate(net, [images], ALL_CONV)
+        net.eval()
+        torch.testing.assert_close(net(images, ALL_CONV), expected, rtol=1e-2, atol=1e-2)  # biased or unbiased variance
+        engine.recalibrate(net, [images * 3 + 1, images], ALL_CONV)  # no trace of what was there before
+        engine.recalibrate(net, [images], ALL_CONV)
+        net.eval()
+        torch.testing.assert_close(net(images, ALL_CONV), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_score_is_accuracy_whatever_was_scored_before():
+    net, rng = network(), np.random.default_rng(0)
+    images, labels = torch.randn(60, 3, 32, 32), torch.arange(60) % 4
+    archs = [spaces.sample(nats.CHOICES, rng) for _ in range(4)]
+
+    def scores(archs):
+        return {a: engine.score(net, images.split(30), images.split(25), labels, a) for a in archs}
+
+    assert scores(archs) == scores(archs[::-1])
+    right = engine.correct_by_class(net, images.split(25), labels, archs[0])
+    assert right.shape == (4,) and right.sum() * 100 / 60 == pytest.approx(scores(archs[:1])[archs[0]])
+
+
+RANKS = """
+import sys
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+import torch
+from torch import nn
+from common import data, engine, runtime, spaces
+from test_engine import ALL_CONV, network
+
+runtime.setup("cpu", 0)
+net = network()
+for module in list(net.modules()):  # a batch norm of each rank's own share is not that of the whole batch
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, nn.Identity())
+generator = torch.Generator().manual_seed(0)
+images = torch.randint(0, 256, (37, 32, 32, 3), dtype=torch.uint8, generator=generator)
+split = images, torch.arange(37) % 4
+batches = data.Batches(split, lambda x: x.permute(0, 3, 1, 2) / 255.0, 37, 0, runtime.rank(), runtime.world())
+optimizer = torch.optim.SGD(net.parameters(), 1.0)
+before = {{k: p.detach().clone() for k, p in net.named_parameters()}}
+metrics = engine.train_epoch(net, batches, 1, optimizer, torch.tensor([0.5, 1, 1, 1.5]), path=lambda step: ALL_CONV, clip=1e9)
+gradient = {{k: before[k] - p.detach() for k, p in net.named_parameters()}}
+torch.save((gradient, metrics), sys.argv[1] + str(runtime.rank()))
+"""
+
+
+def test_two_ranks_take_the_step_of_one(tmp_path):
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS.format(root=str(ROOT)))
+    assert sys.executable
+    for ranks, name in ((0, "one"), (2, "two")):
+        done = command(script, tmp_path / name, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+    (one, metrics), *two = (torch.load(tmp_path / name) for name in ("one0", "two0", "two1"))
+    for gradient, found in two:
+        assert found == pytest.approx(metrics, rel=1e-5)
+        for k in one:
+            torch.testing.assert_close(gradient[k], one[k], rtol=1e-5, atol=1e-6)
+    assert max(g.abs().max() for g in one.values()) > 1e-2
