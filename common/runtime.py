@@ -182,7 +182,7 @@ def environment(device):
     )
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         "commit": commit.stdout.strip() or None,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -321,7 +322,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(supernet, images, tmp
     good = runtime.load_checkpoint(supernet, "super-net")
     argv = ["search", *SEARCH, "--out", tmp_path / "q", "--supernet"]
     half, other, wider, hostile = (tmp_path / f"{name}.pt" for name in ("half", "other", "wider", "hostile"))
-    whole = open(supernet, "rb").read()
+    whole = Path(supernet).read_bytes()
     half.write_bytes(whole[: len(whole) // 2])
     torch.save({**good, "space": "darts"}, other)
     torch.save({**good, "channels": 8}, wider)
