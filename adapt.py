@@ -48,6 +48,7 @@ def main(args):
     with runtime.users_mistake(args.supernet):
         net = spaces.supernet_from(source)
     if args.procedure == "P0":  # the checkpoint goes on naming the source's data, on which it is searched
+        run.begin()
         run.save_supernet(net, *shape, source["data"], facts)
         return run.finish({**facts, "epochs": 0, "seconds": 0.0, "supernet": run.path("supernet.pt")})
 

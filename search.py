@@ -105,6 +105,7 @@ def main(args):
     if os.path.exists(run.path("scores.jsonl")):
         with open(run.path("scores.jsonl")) as file:
             known = {space.from_string(line["arch"]): line for line in map(json.loads, file)}
+    run.begin()
     runtime.barrier()  # nobody writes before everybody has read
 
     def score(archs):

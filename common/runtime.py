@@ -200,7 +200,7 @@ class Run:
 
     def __init__(self, args, device):
         self.folder, flags = args.out, {k: v for k, v in vars(args).items() if k != "out"}
-        flags = json.loads(json.dumps({"script": os.path.basename(sys.argv[0]), **flags}))
+        flags = json.loads(json.dumps(flags))
         self.history, self.seconds = [], 0.0
         config = self.path("config.json")
         with users_mistake():
@@ -213,8 +213,7 @@ class Run:
             if differ:
                 told = ", ".join(f"{k} was {before.get(k)}, is {flags.get(k)}" for k in differ)
                 raise UserError(f"'{self.folder}' holds a run with other flags: {told}")
-        elif rank() == 0:
-            write(config, json.dumps({"flags": flags, **environment(device)}, indent=1))
+        self.config = {"flags": flags, **environment(device)}
         self.finished = os.path.exists(self.path("result.json"))
         if self.finished:
             print0(f"{self.folder}: already finished, see {self.path('result.json')}")
@@ -223,8 +222,14 @@ class Run:
     def path(self, name):
         return os.path.join(self.folder, name)
 
+    def begin(self):
+        """Writes config.json. Not before every flag has proved right: a mistake must not claim the folder."""
+        if rank() == 0 and not os.path.exists(self.path("config.json")):
+            write(self.path("config.json"), json.dumps(self.config, indent=1))
+
     def resume(self, net, optimizer):
-        """Loads last.pt where there is one. Returns the epoch to go on with, and starts the clock."""
+        """Begins, or loads last.pt where there is one. Returns the epoch to go on with, and starts the clock."""
+        self.begin()
         if os.path.exists(self.path("last.pt")):
             last = load_checkpoint(self.path("last.pt"), "run in progress")
             net.load_state_dict(last["net"])

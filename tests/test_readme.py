@@ -34,9 +34,9 @@ def test_a_file_to_lift_imports_nothing_of_this_repo(name):
 
 
 def test_quick_runs_resumes_and_reports(images, tmp_path):
-    argv = ["--source", images, "--target", images, "--imbalance", 5, "--channels", 4, "--source-epochs", 1, "--adapt-epochs", 1,
-            "--target-epochs", 1, "--subnet-epochs", 1, "--generations", 1, "--population", 2, "--val-images", 12,
-            "--out", tmp_path / "quick"]  # fmt: skip
+    argv = ["--source", images, "--target", images, "--imbalance", 5, "--channels", 4, "--source-epochs", 1,
+            "--adapt-epochs", 1, "--target-epochs", 1, "--subnet-epochs", 1, "--generations", 1, "--population", 2,
+            "--val-images", 12, "--out", tmp_path / "quick"]  # fmt: skip
     done = command("reproduce.py", "quick", *argv)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("| P")]
