@@ -210,7 +210,7 @@ def _paint(shape, texture, tint, n, generator):
         cos, sin = angle.cos() / scale, angle.sin() / scale
         return x * cos + y * sin, y * cos - x * sin
 
-    u, v = frame(0.25, 0.6, 1.0)
+    u, v = frame(0.2, 0.7, 1.1)
     inside = (0.5 - 8 * shape(u, v)).clamp(0, 1)
     value = texture(u, v)
     p, q = frame(0.9, 0.15, 0.35)  # clutter: a small ellipse anywhere, before or behind the object
@@ -218,7 +218,7 @@ def _paint(shape, texture, tint, n, generator):
     front = (uniform(0, 1) < 0.5).float()
     ground, slope = uniform(0.2, 0.8, 3), uniform(-0.3, 0.3, 3)
     contrast = uniform(0, 1)[..., 0].sqrt()
-    light = torch.lerp(ground, torch.lerp(uniform(0, 1, 3), tint, 0.5), contrast)
+    light = torch.lerp(ground, torch.lerp(uniform(0, 1, 3), tint, 0.7), contrast)
     dark = torch.lerp(ground, uniform(0, 1, 3), contrast)
     blot = uniform(0, 1, 3)
     image = torch.empty(n, 32, 32, 3)
@@ -229,7 +229,7 @@ def _paint(shape, texture, tint, n, generator):
         plane = torch.lerp(plane, middle + half * value, inside)
         image[..., c] = torch.lerp(plane, blot[:, c, None, None], clutter * front)
     noise = torch.empty_like(image).normal_(generator=generator)
-    return image.addcmul_(noise, uniform(0.02, 0.1)[..., None]).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+    return image.addcmul_(noise, uniform(0.02, 0.08)[..., None]).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 # Batches

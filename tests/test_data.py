@@ -47,16 +47,16 @@ def test_draw_is_seeded_nested_and_long_tailed():
     assert np.array_equal(ten, data.long_tail_indices(labels, 10, seed=1))
 
 
-def test_hold_out_comes_before_the_draw_and_is_disjoint():
-    train, val = data.load(("train", "val"), "synthetic10", imbalance=10, val_per_class=7)
-    full, test = data.load(("train", "val"), "synthetic10")
-    assert val[1].bincount().tolist() == [7] * 10
-    assert train[1].bincount().tolist() == data.long_tail_counts([4993] * 10, 10)
+def test_hold_out_comes_before_the_draw_and_is_disjoint(images):
+    train, val = data.load(("train", "val"), images, imbalance=3, val_per_class=7)
+    full, test = data.load(("train", "val"), images)
+    assert val[1].bincount().tolist() == [7] * 4
+    assert train[1].bincount().tolist() == data.long_tail_counts([23] * 4, 3)
     names = [{row.tobytes() for row in split[0].flatten(1).numpy()} for split in (train, val, test)]
     assert not names[0] & names[1] and not names[2] & (names[0] | names[1])
     assert names[0] | names[1] < {row.tobytes() for row in full[0].flatten(1).numpy()}
-    with pytest.raises(ValueError, match="smallest class has 5000"):
-        data.load(("train",), "synthetic10", val_per_class=5000)
+    with pytest.raises(ValueError, match="smallest class has 30"):
+        data.load(("train",), images, val_per_class=30)
 
 
 def test_a_naturally_imbalanced_folder_is_used_as_it_is(images, tmp_path):
