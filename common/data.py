@@ -217,7 +217,7 @@ def _paint(shape, texture, tint, n, generator):
     clutter = (0.5 - 4 * (p * p + 2 * q * q - 1)).clamp(0, 1)
     front = (uniform(0, 1) < 0.5).float()
     ground, slope = uniform(0.2, 0.8, 3), uniform(-0.3, 0.3, 3)
-    contrast = uniform(0, 1)[..., 0].sqrt()
+    contrast = uniform(0, 1)[..., 0]
     light = torch.lerp(ground, torch.lerp(uniform(0, 1, 3), tint, 0.7), contrast)
     dark = torch.lerp(ground, uniform(0, 1, 3), contrast)
     blot = uniform(0, 1, 3)
@@ -229,7 +229,7 @@ def _paint(shape, texture, tint, n, generator):
         plane = torch.lerp(plane, middle + half * value, inside)
         image[..., c] = torch.lerp(plane, blot[:, c, None, None], clutter * front)
     noise = torch.empty_like(image).normal_(generator=generator)
-    return image.addcmul_(noise, uniform(0.02, 0.08)[..., None]).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+    return image.addcmul_(noise, uniform(0.02, 0.1)[..., None]).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 # Batches
