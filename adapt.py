@@ -32,6 +32,8 @@ def parse_args(argv=None):
         raise runtime.UserError(f"--backbone-epochs is of P2, not of {args.procedure}")
     if args.backbone_epochs is None:
         args.backbone_epochs = args.epochs if args.procedure == "P2" else 0
+    if args.backbone_epochs > args.epochs:
+        raise runtime.UserError(f"--backbone-epochs {args.backbone_epochs} is beyond the {args.epochs} epochs")
     flags.check(args)
     return args
 

@@ -97,7 +97,8 @@ def plan_quick(args):
 
 
 def run(stages, args):
-    """Runs what is not finished, dependencies first, `--jobs` at a time. Returns the stage that failed, or None."""
+    """Runs what is not finished, dependencies first, `--jobs` at a time. UserError if a stage says so; SystemExit(1) if one
+    fails otherwise."""
     order = graphlib.TopologicalSorter({stage: needs for stage, (_, needs) in stages.items()})
     order.prepare()
     environment = {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // args.jobs)), **os.environ}
@@ -114,7 +115,7 @@ def run(stages, args):
                     relay.join()
                     del running[stage]
                     if process.returncode:
-                        return stage
+                        stopped(stage, process.returncode, args)
                     order.done(stage)
                     done += 1
                     print(f"[{stage}] finished: {done} of {len(stages)} stages", flush=True)
@@ -123,6 +124,15 @@ def run(stages, args):
             process.terminate()
         for process, _ in running.values():
             process.wait()
+
+
+def stopped(stage, status, args):
+    log = os.path.join(args.out, f"{stage}.log")
+    with open(log) as file:
+        last = file.read().strip().rsplit("\n", 1)[-1]
+    if status == 2:
+        raise runtime.UserError(f"{stage}: {last.removeprefix('error: ')}")
+    raise SystemExit(f"error: the stage {stage} failed ({last}), see {log}; the same command goes on from what is done")
 
 
 def start(stage, command, args, environment):
@@ -186,9 +196,7 @@ def main(args):
         return
     with runtime.users_mistake():
         os.makedirs(args.out, exist_ok=True)
-    failed = run(stages, args)
-    if failed:
-        raise SystemExit(f"error: the stage {failed} failed, see {os.path.join(args.out, failed)}.log; the rest is kept")
+    run(stages, args)
     rows, text = report(args)
     environment = runtime.environment(runtime.setup(args.device, args.seed))
     whole = {"flags": vars(args), **environment, "rows": rows}

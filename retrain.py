@@ -28,10 +28,12 @@ def parse_args(argv=None):
     flags.add_training(parser, 0.1, 5, "200", "160 180, in proportion to --epochs", "160, in proportion to --epochs")
     flags.add_run(parser, out="runs/retrain")
     args = parser.parse_args(argv)
-    if os.path.exists(args.arch):
+    if args.arch.endswith(".json") or os.path.exists(args.arch):
         try:
             with open(args.arch) as file:
                 args.arch = str(json.load(file)["best"]["arch"])
+        except FileNotFoundError:
+            raise runtime.UserError(f"there is no file '{args.arch}'") from None
         except (OSError, ValueError, KeyError, TypeError):
             raise runtime.UserError(f"'{args.arch}' is not a result.json of search.py") from None
     args.space = spaces.name_of(args.arch)
@@ -66,9 +68,9 @@ def main(args):
     with runtime.users_mistake():
         arch = space.from_string(args.arch)
         num_classes = data.num_classes(args.dataset)
-    if args.describe:
-        return print(json.dumps(describe(args, arch, num_classes)))
     device = runtime.setup(args.device, args.seed)
+    if args.describe:
+        return runtime.print0(json.dumps(describe(args, arch, num_classes)))
     run = runtime.Run(args, device)
     if run.finished:
         return

@@ -82,28 +82,28 @@ def main(args):
         return
     checkpoint = runtime.load_checkpoint(args.supernet, "super-net")
 
+    # model, first, since it tells at once whether the limit can be met
+    with runtime.users_mistake(args.supernet):
+        net = spaces.supernet_from(checkpoint).to(device)
+    space = spaces.SPACES[checkpoint["space"]]
+    macs = spaces.macs_counter(net, checkpoint["data"]["image_size"])
+    lightest = macs(space.LIGHTEST) / 1e6
+    if args.max_mmacs is not None and lightest > args.max_mmacs:
+        raise runtime.UserError(f"no architecture has {args.max_mmacs:g} M MACs or fewer: the lightest has {lightest:.2f} M")
+
     # data: all architectures see the same images, gathered once
     with runtime.users_mistake(), runtime.first_rank_first():
         train, val = data.load(("train", "val"), **checkpoint["data"], root=args.data_root, device=device)
     normalise = data.Normalise(*data.channel_stats(train[0]), train[0].shape[2], device)
-    # Augmented, as in training: with plain images, which have no black borders, the ranking gets lost (README).
+    # Augmented, as in training: plain images, which have no black borders, give other statistics and a worse ranking.
     bn_images, _ = next(data.Batches(train, normalise, args.bn_images, args.seed).epoch(0))
     bn_chunks = bn_images.split(engine.CHUNK)
     val_chunks = engine.normalised_chunks(val[0], normalise)
 
-    # model
-    with runtime.users_mistake(args.supernet):
-        net = spaces.supernet_from(checkpoint).to(device)
-    space = spaces.SPACES[checkpoint["space"]]
-    macs = spaces.macs_counter(net, val[0].shape[2])
-    if args.max_mmacs is not None and macs(space.LIGHTEST) > args.max_mmacs * 1e6:
-        lightest = macs(space.LIGHTEST) / 1e6
-        raise runtime.UserError(f"no architecture has {args.max_mmacs:g} M MACs or fewer: the lightest has {lightest:.2f} M")
-
     # optimiser: evolution, on scores that a run which was interrupted need not compute again
     known = {}
     if os.path.exists(run.path("scores.jsonl")):
-        with open(run.path("scores.jsonl")) as file:
+        with runtime.users_mistake(run.path("scores.jsonl")), open(run.path("scores.jsonl")) as file:
             known = {space.from_string(line["arch"]): line for line in map(json.loads, file)}
     run.begin()
     runtime.barrier()  # nobody writes before everybody has read

@@ -81,8 +81,15 @@ def recalibrate(net, chunks, *arch):
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
             module.momentum, module.track_running_stats = None, True  # None: a plain average
-    for images in chunks:
-        net.features(images, *arch)
+    # A mean over the batch adds up in an order that depends on the number of CPU threads: with one, a score has the same
+    # bits in a process of two threads and in two ranks of one.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for images in chunks:
+            net.features(images, *arch)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.inference_mode()

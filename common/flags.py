@@ -81,12 +81,25 @@ def schedule(args, epochs, milestones, reweight_from):
 
 
 def check(args):
-    """UserError for a number that no run can use."""
-    for name, least in (("batch_size", 1), ("val_per_class", 0), ("image_size", 1), ("channels", 1), ("cells", 1),
-                        ("warmup", 0), ("seed", 0), ("data_seed", 0), ("backbone_epochs", 0)):  # fmt: skip
+    """UserError for a number that no run can use. Flags that a script does not have are passed over."""
+    for least, names in (
+        (0, "seed data_seed val_per_class warmup backbone_epochs crossovers mutations val_images momentum weight_decay"),
+        (1, "batch_size channels cells bn_images generations population topk jobs imbalance"),
+    ):
+        for name in names.split():
+            value = getattr(args, name, None)
+            if value is not None and not least <= value < 2**63:
+                raise UserError(f"{_flag(name)} must be at least {least}, not {value}")
+    for name in ("lr", "clip", "max_mmacs"):
         value = getattr(args, name, None)
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
-    for name in ("lr", "clip"):
-        if not 0 < getattr(args, name, 1) < math.inf:
-            raise UserError(f"--{name} must be a positive number, not {getattr(args, name)}")
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{_flag(name)} must be a positive number, not {value}")
+    if not 0 <= getattr(args, "mutate_probability", 0) <= 1:
+        raise UserError(f"--mutate-probability must be from 0 to 1, not {args.mutate_probability}")
+    size = getattr(args, "image_size", 32)
+    if size < 4 or size % 4:
+        raise UserError(f"--image-size must be a multiple of 4, since it is halved twice, not {size}")
+
+
+def _flag(name):
+    return "--" + name.replace("_", "-")

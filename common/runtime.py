@@ -96,8 +96,8 @@ def setup(device, seed):
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"cannot use the device '{device}': {str(error).splitlines()[0]}") from None
     local = int(os.environ.get("LOCAL_RANK", 0))
     gpu_each = False
@@ -206,9 +206,11 @@ class Run:
         with users_mistake():
             os.makedirs(self.folder, exist_ok=True)
         if os.path.exists(config):
-            with users_mistake(config):
+            try:
                 with open(config) as file:
-                    before = json.load(file)["flags"]
+                    before = dict(json.load(file)["flags"])
+            except (OSError, ValueError, KeyError, TypeError):
+                raise UserError(f"'{config}' is not the config.json of a run, or is damaged") from None
             differ = [k for k in sorted(before.keys() | flags.keys()) if before.get(k) != flags.get(k)]
             if differ:
                 told = ", ".join(f"{k} was {before.get(k)}, is {flags.get(k)}" for k in differ)

@@ -135,6 +135,22 @@ def test_score_is_accuracy_whatever_was_scored_before():
     assert right.shape == (4,) and right.sum() * 100 / 60 == pytest.approx(scores(archs[:1])[archs[0]])
 
 
+@pytest.mark.parametrize("name", spaces.SPACES)
+def test_a_score_has_the_same_bits_whatever_the_number_of_threads(name):
+    net, space, rng = network(name), spaces.SPACES[name], np.random.default_rng(0)
+    images, threads = torch.randn(300, 3, 32, 32), torch.get_num_threads()
+    for _ in range(5):
+        arch, logits = spaces.sample(space.CHOICES, rng), []
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            engine.recalibrate(net, images[:200].split(100), arch)
+            net.eval()
+            with torch.inference_mode():
+                logits.append(net(images, arch))
+        torch.set_num_threads(threads)
+        assert torch.equal(*logits)
+
+
 RANKS = """
 import sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]

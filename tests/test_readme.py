@@ -46,6 +46,11 @@ def test_quick_runs_resumes_and_reports(images, tmp_path):
     assert [line for line in again.stdout.splitlines() if line.startswith("| P")] == rows
 
 
+def test_a_mistake_that_a_stage_finds_is_told_by_quick(images, tmp_path):
+    done = command("reproduce.py", "quick", "--source", images, "--target", images, "--val-images", 1000, "--out", tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "smallest class has 30" in done.stderr
+
+
 def test_quick_prints_its_thirteen_commands(capsys):
     stage("reproduce", "quick", "--dry-run")
     lines = capsys.readouterr().out.splitlines()

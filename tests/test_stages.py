@@ -282,7 +282,16 @@ def test_two_ranks_run_every_stage_and_search_as_one_does(images, tmp_path):
         ("train_supernet", ["--dataset", "IMAGES", "--val-per-class", "30"], "smallest class has 30"),
         ("train_supernet", ["--dataset", "IMAGES", "--device", "warp"], "cannot use the device 'warp'"),
         ("train_supernet", ["--dataset", "IMAGES", "--beta", "1"], "beta must be in"),
+        ("train_supernet", ["--dataset", "IMAGES", "--image-size", "30"], "multiple of 4"),
+        ("train_supernet", ["--dataset", "IMAGES", "--imbalance", "inf"], "--imbalance"),
+        ("train_supernet", ["--dataset", "IMAGES", "--momentum", "-1"], "--momentum"),
+        ("adapt", ["--supernet", "SUPERNET", "--procedure", "P2", "--epochs", "2", "--backbone-epochs", "9"], "beyond the 2"),
+        ("retrain", ["--arch", "nowhere.json"], "no file 'nowhere.json'"),
         ("search", ["--supernet", "SUPERNET", "--population", "10"], "exceed the population"),
+        ("search", ["--supernet", "SUPERNET", "--generations", "0"], "--generations must be at least 1"),
+        ("search", ["--supernet", "SUPERNET", "--max-mmacs", "nan"], "--max-mmacs"),
+        ("search", ["--supernet", "SUPERNET", "--mutate-probability", "7"], "from 0 to 1"),
+        ("reproduce", ["quick", "--source", "IMAGES", "--target", "cifar11"], "unknown dataset 'cifar11'"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(script, argv, told, images, supernet, tmp_path):
@@ -321,13 +330,14 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(supernet, images, tmp
     monkeypatch.chdir(tmp_path)
     good = runtime.load_checkpoint(supernet, "super-net")
     argv = ["search", *SEARCH, "--out", tmp_path / "q", "--supernet"]
-    half, other, wider, hostile = (tmp_path / f"{name}.pt" for name in ("half", "other", "wider", "hostile"))
+    half, other, wider, less, hostile = (tmp_path / f"{name}.pt" for name in ("half", "other", "wider", "less", "hostile"))
     whole = Path(supernet).read_bytes()
     half.write_bytes(whole[: len(whole) // 2])
     torch.save({**good, "space": "darts"}, other)
     torch.save({**good, "channels": 8}, wider)
+    torch.save({k: v for k, v in good.items() if k != "data"}, less)
     hostile.write_bytes(pickle.dumps(Hostile()))
-    for path, told in ((half, "damaged"), (other, "'darts'"), (wider, "channels"), (hostile, "damaged")):
+    for path, told in ((half, "damaged"), (other, "'darts'"), (wider, "channels"), (less, "names"), (hostile, "damaged")):
         message = refused(*argv, path)
         assert path.name in message and told in message, message
     assert not (tmp_path / "pwned").exists()
