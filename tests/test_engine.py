@@ -1,5 +1,6 @@
 """What learns, what does not, and what two ranks do."""
 
+import copy
 import sys
 
 import numpy as np
@@ -56,14 +57,12 @@ def test_operations_off_the_path_keep_weight_and_momentum(name):
     space, net = spaces.SPACES[name], network(name)
     optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=2e-4, foreach=True)
     rng = np.random.default_rng(0)
-    for _ in range(3):  # momentum for most operations
-        arch = spaces.sample(space.CHOICES, rng)
-        train(net, path=lambda step, arch=arch: arch, optimizer=optimizer)
-    arch = spaces.sample(space.CHOICES, rng)
-    x = torch.randn(2, 3, 32, 32)
-    optimizer.zero_grad()
-    net(x, arch).sum().backward()
-    on_path = {k for k, p in net.named_parameters() if p.grad is not None}
+    arch, *others = (spaces.sample(space.CHOICES, rng) for _ in range(4))
+    probe = copy.deepcopy(net)
+    probe(torch.randn(2, 3, 32, 32), arch).sum().backward()
+    on_path = {k for k, p in probe.named_parameters() if p.grad is not None}
+    for other in others:  # leaves gradients and momentum on other paths
+        train(net, path=lambda step, other=other: other, optimizer=optimizer)
     before = {k: (p.clone(), _momentum(optimizer, p)) for k, p in net.named_parameters()}
     train(net, path=lambda step: arch, optimizer=optimizer)
     moved = {k for k, p in net.named_parameters() if not torch.equal(p, before[k][0])}
