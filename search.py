@@ -91,14 +91,10 @@ def main(args):
     if args.max_mmacs is not None and lightest > args.max_mmacs:
         raise runtime.UserError(f"no architecture has {args.max_mmacs:g} M MACs or fewer: the lightest has {lightest:.2f} M")
 
-    # data: all architectures see the same images, gathered once
+    # data
     with runtime.users_mistake(), runtime.first_rank_first():
         train, val = data.load(("train", "val"), **checkpoint["data"], root=args.data_root, device=device)
-    normalise = data.Normalise(*data.channel_stats(train[0]), train[0].shape[2], device)
-    # Augmented, as in training: plain images, which have no black borders, give other statistics and a worse ranking.
-    bn_images, _ = next(data.Batches(train, normalise, args.bn_images, args.seed).epoch(0))
-    bn_chunks = bn_images.split(engine.CHUNK)
-    val_chunks = engine.normalised_chunks(val[0], normalise)
+    score_path = engine.scorer(net, train, val, args.bn_images, args.seed)
 
     # optimiser: evolution, on scores that a run which was interrupted need not compute again
     known = {}
@@ -115,7 +111,7 @@ def main(args):
             chunk = unknown[i : i + runtime.world()]
             accuracies = torch.zeros(len(chunk), dtype=torch.float64, device=device)
             if runtime.rank() < len(chunk):
-                accuracies[runtime.rank()] = engine.score(net, bn_chunks, val_chunks, val[1], chunk[runtime.rank()])
+                accuracies[runtime.rank()] = score_path(chunk[runtime.rank()])
             accuracies = runtime.sum_over_ranks(accuracies).tolist()
             seconds = (time.perf_counter() - start) / len(chunk)
             for arch, accuracy in zip(chunk, accuracies, strict=True):

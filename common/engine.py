@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .data import Batches, Normalise, channel_stats
 from .runtime import sum_over_ranks, world
 
 CHUNK = 500  # images a forward pass where nothing is learned
@@ -100,7 +101,19 @@ def correct_by_class(net, chunks, labels, *arch):
     return torch.bincount(labels[right], minlength=net.classifier.out_features)
 
 
-def score(net, bn_chunks, val_chunks, val_labels, arch):
-    """Accuracy in % of a super-net's path, its BN statistics rebuilt first: Acc of Eq. 2."""
-    recalibrate(net, bn_chunks, arch)
-    return 100 * correct_by_class(net, val_chunks, val_labels, arch).sum().item() / len(val_labels)
+def scorer(net, train, val, bn_images, seed):
+    """A function from an architecture to the accuracy in % of that path of a super-net, its BN rebuilt first: Acc of Eq. 2.
+
+    train, val: splits on the device. All architectures see the same images, gathered here once: `bn_images` of train for
+    the BN statistics, which ones is drawn by seed, and all of val.
+    """
+    normalise = Normalise(*channel_stats(train[0]), train[0].shape[2], train[0].device)
+    # Augmented, as in training: plain images, which have no black borders, give other statistics and a worse ranking.
+    bn_chunks = next(Batches(train, normalise, bn_images, seed).epoch(0))[0].split(CHUNK)
+    val_chunks = normalised_chunks(val[0], normalise)
+
+    def score(arch):
+        recalibrate(net, bn_chunks, arch)
+        return 100 * correct_by_class(net, val_chunks, val[1], arch).sum().item() / len(val[1])
+
+    return score

@@ -6,10 +6,14 @@ import math
 from .runtime import UserError
 
 
-def add_run(parser, out):
+def add_run(parser, out, seeds=False):
+    """seeds: several may be given."""
     group = parser.add_argument_group("run")
     group.add_argument("--out", default=out, help=f"run folder; the same command again resumes it (default {out})")
-    group.add_argument("--seed", type=int, default=0, help="of weights, batches and paths (default 0)")
+    if seeds:
+        group.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="S", help="of weights and batches (default 0)")
+    else:
+        group.add_argument("--seed", type=int, default=0, help="of weights, batches and paths (default 0)")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto: a GPU if there is one)")
     group.add_argument("--data-root", default="data", help="where CIFAR is kept or downloaded to (default data)")
 
@@ -24,6 +28,11 @@ def add_data(parser, dataset, imbalance):
         "--imbalance", type=float, default=imbalance, metavar="R",
         help=f"keep int(n R^(-c/(C-1))) images of class c; 1 keeps all (default {imbalance:g})",
     )  # fmt: skip
+    add_draw(group)
+
+
+def add_draw(group):
+    """The data flags of a script that takes several datasets."""
     group.add_argument("--data-seed", type=int, default=0, help="which images are kept and held out (default 0)")
     group.add_argument(
         "--val-per-class", type=int, default=0, metavar="K",
@@ -84,7 +93,7 @@ def check(args):
     """UserError for a number that no run can use. Flags that a script does not have are passed over."""
     for least, names in (
         (0, "seed data_seed val_per_class warmup backbone_epochs crossovers mutations val_images momentum weight_decay"),
-        (1, "batch_size channels cells bn_images generations population topk jobs imbalance"),
+        (1, "batch_size channels cells bn_images generations population topk top jobs imbalance"),
     ):
         for name in names.split():
             value = getattr(args, name, None)

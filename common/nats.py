@@ -5,6 +5,8 @@ An architecture is six genes, one per edge of the cell's complete graph on four 
     |op~0|+|op~0|op~1|+|op~0|op~1|op~2|        the edges into nodes 1, 2 and 3
 """
 
+from itertools import permutations
+
 import torch
 from torch import nn
 
@@ -43,6 +45,50 @@ def from_string(text):
                 raise ValueError(f"token '{token}' of node {node} must read '{name}~{source}'")
             arch.append(OPERATIONS.index(name))
     return tuple(arch)
+
+
+def canonical(arch):
+    """(function, edges): what the cell computes, and the indices in EDGES of the convolutions that take part in it.
+
+    Architectures of equal functions compute the same once they are given the same weights, edge for edge in the order of
+    `edges`. Edges that reach no output are left out, and so are convolutions of nothing, which give a constant; skip
+    connections are followed; pooling is linear, so it is spread over a sum; the order of a sum does not matter.
+    Convolutions of the same input stay two, since each has weights of its own. 5,044 of the 15,625 are distinct, and 93 of
+    the 135 of 149 M multiply-accumulates.
+    """
+    convs = []  # (operation, terms of its input, edge)
+    nodes = [
+        ((0, None),)
+    ]  # of each node the terms of its sum: how often pooled, and which convolution (None: the cell's input)
+    for node in (1, 2, 3):
+        terms = []
+        for source in range(node):
+            edge = EDGES.index((node, source))
+            name, below = OPERATIONS[arch[edge]], nodes[source]
+            if name == "skip_connect":
+                terms += below
+            elif name == "avg_pool_3x3":
+                terms += [(pooled + 1, conv) for pooled, conv in below]
+            elif name != "none" and below:
+                convs.append((name, below, edge))
+                terms.append((0, len(convs) - 1))
+        nodes.append(tuple(terms))
+    alive, reached = [], list(nodes[3])
+    while reached:
+        conv = reached.pop()[1]
+        if conv is not None and conv not in alive:
+            alive.append(conv)
+            reached += convs[conv][1]
+
+    def written(order):
+        """The function, with the convolutions called by their places in this order."""
+        place = {conv: i for i, conv in enumerate(order)} | {None: -1}
+        sums = (nodes[3], *(convs[conv][1] for conv in order))
+        sums = tuple(tuple(sorted((pooled, place[conv]) for pooled, conv in terms)) for terms in sums)
+        return sums, tuple(convs[conv][0] for conv in order)
+
+    order = min(permutations(alive), key=written)
+    return written(order), tuple(convs[c][2] for c in order)
 
 
 class Cell(nn.Module):

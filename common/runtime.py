@@ -63,12 +63,30 @@ def launch(parse_args, main):
 # Processes
 
 
+_alone = False
+
+
+@contextmanager
+def alone():
+    """Inside, this process works by itself: it is rank 0 of 1, and nothing that is called waits for other ranks."""
+    global _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
+
+
+def _together():
+    return dist.is_initialized() and not _alone
+
+
 def rank():
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _together() else 0
 
 
 def world():
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _together() else 1
 
 
 def print0(*words):
@@ -127,13 +145,13 @@ def first_rank_first():
 
 
 def barrier():
-    if dist.is_initialized():
+    if _together():
         dist.barrier()
 
 
 def sum_over_ranks(tensor):
     """The tensor, summed over ranks in place."""
-    if dist.is_initialized():
+    if _together():
         dist.all_reduce(tensor)
     return tensor
 
