@@ -72,7 +72,7 @@ def parse_args(argv=None):
     idle = given - READ[use] if use else given & {"bn_images", "top", "plot"}
     if idle:
         told = ", ".join("--" + name.replace("_", "-") for name in sorted(idle))
-        raise runtime.UserError(f"without --supernet or --tabulate, {told}" if not use else f"--{use} makes no use of {told}")
+        raise runtime.UserError(f"--{use} makes no use of {told}" if use else f"{told}: not without --tabulate or --supernet")
     if use == "supernet" and len(args.seeds) > 1:
         raise runtime.UserError("--supernet takes one of --seeds: it draws the BN images, as search.py's --seed")
     flags.schedule(args, epochs=200, milestones=(160, 180), reweight_from=160)
@@ -194,21 +194,21 @@ def train_alone(args, space, device):
         for epoch in range(1, args.epochs + 1):
             optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
             loss_weights = weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights)
-            engine.train_epoch(net, batches, epoch, optimizer, loss_weights, clip=args.clip)
+            loss = engine.train_epoch(net, batches, epoch, optimizer, loss_weights, clip=args.clip)["loss"]
+            if not math.isfinite(loss):
+                where = f"epoch {epoch}, {dataset}:{ratio:g}, seed {seed}, {space.to_string(arch)}"
+                raise runtime.UserError(f"the loss is {loss} in {where}: a lower --lr or --clip may help")
         right = engine.correct_by_class(net, engine.normalised_chunks(images, normalise), labels)
         return 100 * right.sum().item() / len(labels)
 
     return {key: len(train[1]) for key, (train, _) in splits.items()}, accuracy
 
 
-def score_inside(args, checkpoint, device):
-    """As `train_alone`, for architectures as paths of a super-net, on the data it was adapted to."""
-    with runtime.users_mistake(args.supernet):
-        net = spaces.supernet_from(checkpoint).to(device)
-    train, val = data.load(("train", "val"), **checkpoint["data"], root=args.data_root, device=device)
+def score_inside(args, net, source, device):
+    """As `train_alone`, for paths of a super-net as search.py scores them. source: arguments of `data.load`."""
+    train, val = data.load(("train", "val"), **source, root=args.data_root, device=device)
     score = engine.scorer(net, train, val, args.bn_images, args.seeds[0])
-    key = checkpoint["data"]["dataset"], checkpoint["data"]["imbalance"]
-    return {key: 1}, lambda arch, dataset, ratio, seed: score(arch)
+    return {(source["dataset"], source["imbalance"]): 1}, lambda arch, *_: score(arch)
 
 
 def main(args):
@@ -217,14 +217,19 @@ def main(args):
 
     # set-up
     device = runtime.setup(args.device, 0)
-    checkpoint = runtime.load_checkpoint(args.supernet, "super-net") if args.supernet else None
     run = runtime.Run(args, device)
     if run.finished:
         return
 
-    # model: which ones
+    # model: the super-net if there is one, and the set of architectures
+    method, seeds, space_name = args.method or "stand-alone", dict.fromkeys(args.seeds), None
+    if args.supernet:
+        checkpoint = runtime.load_checkpoint(args.supernet, "super-net")
+        with runtime.users_mistake(args.supernet):
+            net = spaces.supernet_from(checkpoint).to(device)
+        method, seeds, space_name = args.method or checkpoint["procedure"], [checkpoint["seed"]], checkpoint["space"]
     with runtime.users_mistake():
-        space_name, archs = architectures(args, checkpoint and checkpoint.get("space"))
+        space_name, archs = architectures(args, space_name)
     space = spaces.SPACES[space_name]
     for name, value in space.DEFAULTS.items():
         if getattr(args, name) is None:
@@ -232,9 +237,10 @@ def main(args):
 
     # data
     with runtime.users_mistake(), runtime.first_rank_first():
-        size, accuracy = score_inside(args, checkpoint, device) if checkpoint else train_alone(args, space, device)
-    method = args.method or (checkpoint["procedure"] if checkpoint else "stand-alone")
-    seeds = [checkpoint["seed"]] if checkpoint else dict.fromkeys(args.seeds)
+        if args.supernet:
+            size, accuracy = score_inside(args, net, checkpoint["data"], device)
+        else:
+            size, accuracy = train_alone(args, space, device)
     units = [(arch, *key, seed) for seed in seeds for key in size for arch in archs]
 
     # optimiser: none; a unit's file, which appears whole or not at all, says that the unit is done

@@ -92,13 +92,14 @@ def schedule(args, epochs, milestones, reweight_from):
 def check(args):
     """UserError for a number that no run can use. Flags that a script does not have are passed over."""
     for least, names in (
-        (0, "seed data_seed val_per_class warmup backbone_epochs crossovers mutations val_images momentum weight_decay"),
+        (0, "seed seeds data_seed val_per_class warmup backbone_epochs crossovers mutations val_images momentum weight_decay"),
         (1, "batch_size channels cells bn_images generations population topk top jobs imbalance"),
     ):
         for name in names.split():
-            value = getattr(args, name, None)
-            if value is not None and not least <= value < 2**63:
-                raise UserError(f"{_flag(name)} must be at least {least}, not {value}")
+            values = getattr(args, name, None)
+            for value in values if isinstance(values, list) else [values]:
+                if value is not None and not least <= value < 2**63:
+                    raise UserError(f"{_flag(name)} must be at least {least}, not {value}")
     for name in ("lr", "clip", "max_mmacs"):
         value = getattr(args, name, None)
         if value is not None and not 0 < value < math.inf:

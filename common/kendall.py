@@ -20,7 +20,7 @@ def kendall_tau(x, y):
     discordant = _inversions(y[np.lexsort((y, x))])
     numerator = pairs - tied_x - tied_y + tied_both - 2 * discordant
     denominator = np.sqrt(float(pairs - tied_x)) * np.sqrt(float(pairs - tied_y))
-    return numerator / denominator if denominator else float("nan")
+    return max(-1.0, min(1.0, numerator / denominator)) if denominator else float("nan")  # rounding must not pass 1
 
 
 def _tied(values):

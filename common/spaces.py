@@ -53,7 +53,7 @@ def supernet_from(checkpoint):
     try:
         net = supernet(*(checkpoint[key] for key in ("space", "num_classes", "channels", "cells")))
         net.load_state_dict(checkpoint["net"])
-        _ = checkpoint["data"]["dataset"], checkpoint["data"]["image_size"]
+        _ = checkpoint["data"]["dataset"], checkpoint["data"]["image_size"], checkpoint["procedure"], checkpoint["seed"]
     except (KeyError, TypeError, AttributeError, RuntimeError):
         raise ValueError(
             f"these are not the weights of the '{checkpoint.get('space')}' super-net that it names, with its channels and cells"

@@ -123,15 +123,18 @@ def test_recalibration_makes_eval_agree_with_batch_statistics():
 
 def test_score_is_accuracy_whatever_was_scored_before():
     net, rng = network(), np.random.default_rng(0)
-    images, labels = torch.randn(60, 3, 32, 32), torch.arange(60) % 4
+    split = torch.randint(0, 256, (60, 32, 32, 3), dtype=torch.uint8), torch.arange(60) % 4
     archs = [spaces.sample(nats.CHOICES, rng) for _ in range(4)]
 
     def scores(archs):
-        return {a: engine.score(net, images.split(30), images.split(25), labels, a) for a in archs}
+        score = engine.scorer(net, split, split, 40, 0)
+        return {a: score(a) for a in archs}
 
     assert scores(archs) == scores(archs[::-1])
-    right = engine.correct_by_class(net, images.split(25), labels, archs[0])
-    assert right.shape == (4,) and right.sum() * 100 / 60 == pytest.approx(scores(archs[:1])[archs[0]])
+    normalise = data.Normalise(*data.channel_stats(split[0]), 32, "cpu")
+    last = scores(archs)[archs[-1]]  # whose statistics are still there
+    right = engine.correct_by_class(net, engine.normalised_chunks(split[0], normalise), split[1], archs[-1])
+    assert right.shape == (4,) and right.sum() * 100 / 60 == pytest.approx(last)
 
 
 @pytest.mark.parametrize("name", spaces.SPACES)

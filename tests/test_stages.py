@@ -215,16 +215,21 @@ def test_killed_in_the_middle_it_ends_the_same(images, tmp_path):
 def test_search_resumes_with_the_scores_it_has(supernet, tmp_path, monkeypatch):
     argv = ["search", "--supernet", supernet, *SEARCH, "--out"]
     stage(*argv, tmp_path / "whole")
-    real, calls = engine.score, []
+    real, calls = engine.scorer, []
 
-    def score(*a):
-        if len(calls) == 8:
-            calls.append("stop")
-            raise KeyboardInterrupt
-        calls.append(a[-1])
-        return real(*a)
+    def scorer(*a):
+        score = real(*a)
 
-    monkeypatch.setattr(engine, "score", score)
+        def counted(arch):
+            if len(calls) == 8:
+                calls.append("stop")
+                raise KeyboardInterrupt
+            calls.append(arch)
+            return score(arch)
+
+        return counted
+
+    monkeypatch.setattr(engine, "scorer", scorer)
     with pytest.raises(KeyboardInterrupt):
         stage(*argv, tmp_path / "q")
     stage(*argv, tmp_path / "q")
