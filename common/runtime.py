@@ -26,8 +26,8 @@ class UserError(Exception):
 class Parser(argparse.ArgumentParser):
     """argparse, with its errors on one line and a script's docstring as the help text."""
 
-    def __init__(self, doc):
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    def __init__(self, doc, **more):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **more)
 
     def error(self, message):
         self.exit(2, f"error: {message}\n")

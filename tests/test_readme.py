@@ -42,7 +42,7 @@ def test_quick_runs_resumes_and_reports(images, tmp_path):
     rows = [line for line in done.stdout.splitlines() if line.startswith("| P")]
     assert [row.split("|")[1].strip() for row in rows] == ["P0", "P1", "P2", "P3"]
     again = command("reproduce.py", "quick", *argv)
-    assert again.stdout.count("already finished") == 13
+    assert again.stdout.count("already finished") == 12
     assert [line for line in again.stdout.splitlines() if line.startswith("| P")] == rows
 
 
@@ -51,7 +51,7 @@ def test_a_mistake_that_a_stage_finds_is_told_by_quick(images, tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "smallest class has 30" in done.stderr
 
 
-def test_quick_prints_its_thirteen_commands(capsys):
+def test_quick_prints_its_twelve_commands(capsys):
     stage("reproduce", "quick", "--dry-run")
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 13 and all(line.startswith("python ") for line in lines)
+    assert len(lines) == 12 and all(line.startswith("python ") for line in lines)
