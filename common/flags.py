@@ -93,7 +93,7 @@ def check(args):
     """UserError for a number that no run can use. Flags that a script does not have are passed over."""
     for least, names in (
         (0, "seed seeds data_seed val_per_class warmup backbone_epochs crossovers mutations val_images momentum weight_decay"),
-        (1, "batch_size channels cells bn_images generations population topk top jobs imbalance"),
+        (1, "batch_size channels cells bn_images generations population topk top jobs rounds steps imbalance"),
     ):
         for name in names.split():
             values = getattr(args, name, None)

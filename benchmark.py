@@ -1,0 +1,329 @@
+"""Speed and memory of every hot path, on made-up images, as ratios within one run.
+
+    python benchmark.py --channels 8 --cells 1             # two CPU cores
+    python benchmark.py --json results/benchmark.json      # the paper's width, which is meant for a GPU
+    python benchmark.py --space darts
+
+Every round measures everything once, so that a machine that slows down slows all down; the table gives the median over
+rounds and the range. "Of the limit" is the time that nothing but the convolutions and matrix products of a step take, at
+the same shapes and memory format, over the time of the whole step. "Plain PyTorch" is the same super-net step in the way of
+public one-shot code: NCHW, nn.AvgPool2d, an optimiser and a clipping that loop over parameters.
+"""
+
+import json
+import resource
+import statistics
+import sys
+import time
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+
+from common import data, engine, flags, ops, runtime, spaces
+
+CLASSES = 100
+TARGET = sum(data.long_tail_counts([500] * CLASSES, 100))  # images of CIFAR-100 at 100x
+PAPER = {  # images that a procedure takes at the paper's settings, by kind of step
+    "P1": {"P1 step": 200 * TARGET},
+    "P2": {"super-net step": 200 * TARGET},
+    "P3": {"super-net step": 600 * TARGET},
+    "search": {"scoring": 20 * 50 * (10000 + 2000)},
+}
+
+
+def parse_args(argv=None):
+    parser = runtime.Parser(__doc__)
+    parser.add_argument("--space", choices=spaces.SPACES, default="nats", help="search space (default nats)")
+    parser.add_argument("--channels", type=int, help="of the first stage (default: nats 16, darts 36)")
+    parser.add_argument("--cells", type=int, help="nats: a stage (default 5); darts: in all (default 20)")
+    parser.add_argument("--batch-size", type=int, default=128, help="(default 128)")
+    parser.add_argument("--rounds", type=int, default=5, help="after one to warm up (default 5)")
+    parser.add_argument("--steps", type=int, default=6, help="of each kind a round (default 6)")
+    parser.add_argument("--only", nargs="+", metavar="KIND", help="measure these alone, without their limits")
+    parser.add_argument("--device", default="auto", help="(default auto: a GPU if there is one)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    args = parser.parse_args(argv)
+    for name, value in spaces.SPACES[args.space].DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    flags.check(args)
+    return args
+
+
+# What is measured: functions that do `--steps` steps and return how many images went through
+
+
+def optimiser(net, foreach=True):
+    return torch.optim.SGD(net.parameters(), 0.01, 0.9, weight_decay=2e-4, foreach=foreach)
+
+
+class First:
+    """The first batches of an epoch, as engine.train_epoch takes them."""
+
+    def __init__(self, batches, count):
+        self.batches, self.count = batches, count
+
+    def __len__(self):
+        return self.count
+
+    def epoch(self, epoch):
+        for _, batch in zip(range(self.count), self.batches.epoch(epoch), strict=False):
+            yield batch
+
+
+def steps(args, device):
+    """{kind: function}, and the architectures that they go through."""
+    space, rng = spaces.SPACES[args.space], np.random.default_rng(0)
+    archs = [spaces.sample(space.CHOICES, rng) for _ in range(args.steps)]
+    split = made_up(50000, device)
+    normalise = data.Normalise(*data.channel_stats(split[0]), 32, device)
+    batches = data.Batches(split, normalise, args.batch_size, 0)
+    some, ones = First(batches, args.steps), torch.ones(CLASSES, device=device)
+    n = args.steps * args.batch_size
+    net = space.Network(CLASSES, args.channels, args.cells).to(device)
+    engine.use_batch_statistics(net)
+    head = space.Network(CLASSES, args.channels, args.cells).to(device)
+    engine.use_batch_statistics(head)
+    subnets = [space.Network(CLASSES, args.channels, args.cells, arch).to(device).train() for arch in archs]
+    scored = engine.scorer(space.Network(CLASSES, args.channels, args.cells).to(device), split, made_up(2000, device), 1000, 0)
+    learners = {id(net): optimiser(net), id(head): optimiser(head)} | {id(s): optimiser(s) for s in subnets}
+    epoch = iter(range(1, 10**9))
+
+    def train(net, batches=some, **how):
+        engine.train_epoch(net, batches, next(epoch), learners[id(net)], ones, **how)
+
+    def on_device():
+        return sum(len(labels) for _, labels in First(batches, 20).epoch(next(epoch)))
+
+    def supernet_step():
+        train(net, path=lambda step: archs[step % len(archs)])
+        return n
+
+    def p1_step():
+        train(head, path=lambda step: archs[step % len(archs)], freeze_backbone=True)
+        return n
+
+    def subnet_step():
+        for subnet in subnets:
+            train(subnet, First(batches, 1))
+        return n
+
+    def scoring():
+        for arch in archs[:3]:
+            scored(arch)
+        return 3000 * len(archs[:3])
+
+    kinds = {
+        "batches": on_device, "super-net step": supernet_step, "P1 step": p1_step, "sub-net step": subnet_step,
+        "scoring": scoring,
+    }  # fmt: skip
+    return kinds, archs, (net, subnets, batches)
+
+
+def made_up(n, device):
+    generator = torch.Generator().manual_seed(n)
+    images = torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    return images.to(device), (torch.arange(n) % CLASSES).to(device)
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Images as torchvision's CIFAR gives them, with the same augmentation as `data.Batches`."""
+
+    def __init__(self, n):
+        self.images, self.labels = (part.numpy() for part in made_up(n, "cpu"))
+        t = torchvision.transforms
+        steps = [t.RandomCrop(32, 4), t.RandomHorizontalFlip(), t.ToTensor(), t.Normalize((0.5,) * 3, (0.25,) * 3)]
+        self.transform = t.Compose(steps)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return self.transform(torchvision.transforms.functional.to_pil_image(self.images[i])), self.labels[i]
+
+
+def data_loader(args):
+    loader = torch.utils.data.DataLoader(Pictures(50000), args.batch_size, shuffle=True, num_workers=2)
+    state = {}
+
+    def batches():
+        if "left" not in state or state["count"] > 300:
+            state.update(left=iter(loader), count=0)
+        state["count"] += 64
+        return sum(len(next(state["left"])[1]) for _ in range(64))  # of which the workers have at most four ready
+
+    return batches
+
+
+def plain_step(args, archs, batches, device):
+    """The super-net step in the way of public one-shot code."""
+    net = (
+        spaces.SPACES[args.space].Network(CLASSES, args.channels, args.cells).to(device, memory_format=torch.contiguous_format)
+    )
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, ops.AvgPool3x3):
+                setattr(module, name, nn.AvgPool2d(3, child.stride, 1, count_include_pad=False))
+    engine.use_batch_statistics(net)
+    optimizer, epoch = optimiser(net, foreach=False), iter(range(1, 10**9))
+
+    def step():
+        for arch, (images, labels) in zip(archs, batches.epoch(next(epoch)), strict=False):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(net(images.contiguous(), arch), labels)
+            loss.backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 5.0, foreach=False)
+            optimizer.step()
+            loss.item()
+        return len(archs) * args.batch_size
+
+    return step
+
+
+# The limit
+
+
+def products(net, shape, *arch):
+    """[(convolution or linear layer, the shape of its input)] of a forward pass of images of this shape, in order."""
+    calls, hooks = [], []
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            hooks.append(module.register_forward_hook(lambda m, inputs, _: calls.append((m, inputs[0].shape))))
+    with torch.no_grad():
+        net(torch.zeros(shape, device=net.classifier.weight.device), *arch)
+    for hook in hooks:
+        hook.remove()
+    return calls
+
+
+def only_products(calls, learns):
+    """A function that runs these `products` and nothing else. learns: backward too, but not into the images."""
+    buffers, ready = {}, []
+
+    def buffer(shape, learned=False):  # one for all of a shape: keeping every layer's own would take gigabytes
+        if (shape, learned) not in buffers:
+            x = torch.randn(shape, device=calls[0][0].weight.device)
+            buffers[shape, learned] = (
+                x.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else x
+            ).requires_grad_(learned)
+        return buffers[shape, learned]
+
+    for module, shape in calls:
+        with torch.no_grad():
+            gradient = buffer(module(buffer(shape)).shape)
+        ready.append((module, buffer(shape, learns and shape[1] != 3), gradient))
+
+    def work():
+        with torch.set_grad_enabled(learns):
+            for module, x, gradient in ready:
+                y = module(x)
+                if learns:
+                    torch.autograd.grad(y, (x, module.weight) if x.requires_grad else (module.weight,), gradient)
+
+    return work
+
+
+def limits(args, archs, net, subnets):
+    """{kind: function} that takes the time of the convolutions and matrix products of that kind of step."""
+    batch, chunk = (args.batch_size, 3, 32, 32), (engine.CHUNK, 3, 32, 32)
+    by_path = [call for arch in archs for call in products(net, batch, arch)]
+    return {
+        "super-net step": only_products(by_path, True),
+        "P1 step": only_products(by_path, False),
+        "sub-net step": only_products([call for subnet in subnets for call in products(subnet, batch)], True),
+        "scoring": only_products([call for arch in archs[:3] for call in products(net, chunk, arch)] * 6, False),
+    }
+
+
+# Measuring
+
+
+def seconds_of(work, device):
+    begun = time.perf_counter()
+    images = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun, images
+
+
+def peak_gib(device):
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
+
+
+def main(args):
+    device = runtime.setup(args.device, 0)
+    works, archs, parts = steps(args, device)
+    if args.only:
+        unknown = [kind for kind in args.only if kind not in works]
+        if unknown:
+            raise runtime.UserError(f"unknown kind '{unknown[0]}': choose from {', '.join(works)}")
+        works = {kind: works[kind] for kind in args.only}
+    memory = None
+    if not args.only:
+        seconds_of(works["super-net step"], device)
+        memory = peak_gib(device)
+        for kind, work in limits(args, archs, *parts[:2]).items():
+            works[f"{kind}: limit"] = work
+        works["plain super-net step"] = plain_step(args, archs, parts[2], device)
+        works["DataLoader, 2 workers"] = data_loader(args)
+    times, images = {kind: [] for kind in works}, {}
+    for done in range(args.rounds + 1):
+        for kind, work in works.items():
+            seconds, images[kind] = seconds_of(work, device)
+            if done:
+                times[kind].append(seconds)
+
+    figures = {}
+    for kind, seconds in times.items():
+        if not kind.endswith(": limit"):
+            rates = [images[kind] / s for s in seconds]
+            figures[kind] = {"images/s": statistics.median(rates), "low": min(rates), "high": max(rates)}
+            if f"{kind}: limit" in times:
+                figures[kind]["of the limit"] = statistics.median(
+                    limit / whole for limit, whole in zip(times[f"{kind}: limit"], seconds, strict=True)
+                )
+    result = {"flags": vars(args), "figures": figures, **runtime.environment(device)}
+    print(f"{args.space}, {args.channels} channels, {args.cells} cells, batch {args.batch_size}, fp32, {result['device']}, "
+          f"{result['threads']} threads, torch {result['torch']}, median of {args.rounds} rounds")  # fmt: skip
+    for kind, figure in figures.items():
+        limit = f"   {100 * figure['of the limit']:.0f} % of the limit" if "of the limit" in figure else ""
+        print(f"{kind:<22} {figure['images/s']:>10,.0f} images/s  [{figure['low']:,.0f}, {figure['high']:,.0f}]{limit}")
+    if not args.only:
+        result |= derived(times, images, figures, memory)
+    if args.json:
+        with runtime.users_mistake():
+            runtime.write(args.json, json.dumps(result, indent=1))
+
+
+def derived(times, images, figures, memory):
+    """Prints and returns the ratios, the memory, and what the paper's procedures would cost at these speeds."""
+
+    def ratio(one, other):
+        """Median over rounds of how many times the images/s of the other."""
+        per_image = [(times[kind], images[kind]) for kind in (other, one)]
+        (slow, m), (fast, n) = per_image
+        return statistics.median((a / m) / (b / n) for a, b in zip(slow, fast, strict=True))
+
+    ratios = {
+        "batches / DataLoader": ratio("batches", "DataLoader, 2 workers"),
+        "batches / super-net step": ratio("batches", "super-net step"),
+        "super-net step / plain PyTorch": ratio("super-net step", "plain super-net step"),
+        "P1 step / P2 step": ratio("P1 step", "super-net step"),
+    }
+    hours = {p: sum(n / figures[kind]["images/s"] / 3600 for kind, n in work.items()) for p, work in PAPER.items()}
+    print(f"batches are {ratios['batches / DataLoader']:.1f} x a DataLoader, "
+          f"and take {100 / ratios['batches / super-net step']:.1f} % of a super-net step")  # fmt: skip
+    print(f"a super-net step is {ratios['super-net step / plain PyTorch']:.2f} x plain PyTorch; "
+          f"a P1 step is {ratios['P1 step / P2 step']:.2f} x a P2 step")  # fmt: skip
+    print(f"peak memory of super-net training on 50,000 images: {memory:.2f} GiB")
+    told = ", ".join(f"{p} {h:.2f} h ({h / hours['P1']:.1f} x P1)" for p, h in hours.items())
+    print(f"at the paper's epochs, 100x CIFAR-100, one device: {told}")
+    return {"ratios": ratios, "peak_gib": memory, "hours": hours}
+
+
+if __name__ == "__main__":
+    runtime.launch(parse_args, main)
