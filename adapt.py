@@ -78,9 +78,9 @@ def main(args):
             net, batches, epoch, optimizer,
             weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights),
             path=lambda step: spaces.path(choices, args.seed, step),
-            freeze_backbone=epoch > args.backbone_epochs, clip=args.clip,
+            freeze_backbone=epoch > args.backbone_epochs, clip=args.clip, run=run,
         )  # fmt: skip
-        run.epoch_done(args.epochs, len(train[1]), metrics, net, optimizer)
+        run.epoch_done(args.epochs, len(train[1]), metrics)
 
     # save
     run.save_supernet(net, *shape, flags.data_of(args), facts)

@@ -111,9 +111,10 @@ def architectures(args, space_name):
 
 @contextmanager
 def told_as(message):
+    """Inside, whatever the standard library says of a text that is wrong becomes a ValueError with this message."""
     try:
         yield
-    except ValueError:
+    except (ValueError, OverflowError, RecursionError, csv.Error):
         raise ValueError(message) from None
 
 
@@ -175,15 +176,18 @@ def setting(text):
 
 def train_alone(args, space, device):
     """{(dataset, ratio): images an epoch}, and a function that trains and tests one unit as retrain.py does, on this rank."""
-    splits = {}
+    draw = {k: getattr(args, k) for k in ("data_seed", "val_per_class", "image_size")} | {
+        "root": args.data_root,
+        "device": device,
+    }
+    trains, tests = {}, {}
     for dataset, ratio in map(setting, args.datasets):
-        draw = (args.data_seed, args.val_per_class, args.image_size, args.data_root, device)
-        splits[dataset, ratio] = data.load(("train", "test"), dataset, ratio, *draw)
-        drw.class_weights(splits[dataset, ratio][0][1].bincount(), args.beta)
+        (trains[dataset, ratio],) = data.load(("train",), dataset, ratio, **draw)
+        drw.class_weights(trains[dataset, ratio][1].bincount(), args.beta)
 
     def accuracy(arch, dataset, ratio, seed):
         torch.manual_seed(seed)
-        train, (images, labels) = splits[dataset, ratio]
+        train = trains[dataset, ratio]
         normalise = data.Normalise(*data.channel_stats(train[0]), args.image_size, device)
         batches = data.Batches(train, normalise, args.batch_size, seed)
         counts = train[1].bincount()
@@ -194,14 +198,17 @@ def train_alone(args, space, device):
         for epoch in range(1, args.epochs + 1):
             optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
             loss_weights = weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights)
-            loss = engine.train_epoch(net, batches, epoch, optimizer, loss_weights, clip=args.clip)["loss"]
-            if not math.isfinite(loss):
-                where = f"epoch {epoch}, {dataset}:{ratio:g}, seed {seed}, {space.to_string(arch)}"
-                raise runtime.UserError(f"the loss is {loss} in {where}: a lower --lr or --clip may help")
+            try:
+                engine.train_epoch(net, batches, epoch, optimizer, loss_weights, clip=args.clip)
+            except runtime.UserError as error:
+                raise runtime.UserError(f"{dataset}:{ratio:g}, seed {seed}, {space.to_string(arch)}: {error}") from None
+        if dataset not in tests:  # not read before the first net is trained
+            (tests[dataset],) = data.load(("test",), dataset, **draw)
+        images, labels = tests[dataset]
         right = engine.correct_by_class(net, engine.normalised_chunks(images, normalise), labels)
         return 100 * right.sum().item() / len(labels)
 
-    return {key: len(train[1]) for key, (train, _) in splits.items()}, accuracy
+    return {key: len(train[1]) for key, train in trains.items()}, accuracy
 
 
 def score_inside(args, net, source, device):
@@ -320,9 +327,12 @@ def read_units(path):
                     raise ValueError(f"{where} has no '{key}'")
                 if not isinstance(line[key], kind) or isinstance(line[key], bool):
                     raise ValueError(f"{where}: '{key}' cannot be {json.dumps(line[key])[:60]}")
+            if not 1 <= line["imbalance"] < 1e9:
+                raise ValueError(f"{where}: 'imbalance' is at least 1, and no number beyond reason")
             yield where, label(line), line["arch"], line["seed"], _accuracy(line["accuracy"], where)
         return
-    rows = list(csv.reader(text.splitlines()))
+    with told_as(f"'{path}' is not a CSV"):
+        rows = list(csv.reader(text.splitlines()))
     header = [cell.strip() for cell in rows[0]] if rows else []
     if len(header) < 2 or header[0] != "arch" or len(set(header)) < len(header) or "" in header:
         raise ValueError(f"'{path}' is neither JSON lines nor a CSV with a header 'arch,<label>,<label>...'")

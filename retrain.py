@@ -95,10 +95,10 @@ def main(args):
         optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
         reweight = args.loss == "CE-DRW" and drw.reweighted(epoch, args.reweight_from)
         metrics = engine.train_epoch(
-            net, batches, epoch, optimizer, weights if reweight else torch.ones_like(weights), clip=args.clip
+            net, batches, epoch, optimizer, weights if reweight else torch.ones_like(weights), clip=args.clip, run=run
         )
         engine.average_statistics(net)
-        run.epoch_done(args.epochs, len(train[1]), metrics, net, optimizer)
+        run.epoch_done(args.epochs, len(train[1]), metrics)
 
     # save
     with runtime.users_mistake(), runtime.first_rank_first():

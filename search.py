@@ -100,7 +100,10 @@ def main(args):
     known = {}
     if os.path.exists(run.path("scores.jsonl")):
         with runtime.users_mistake(run.path("scores.jsonl")), open(run.path("scores.jsonl")) as file:
-            known = {space.from_string(line["arch"]): line for line in map(json.loads, file)}
+            for line in map(json.loads, file):
+                if not isinstance(line, dict) or not all(isinstance(line.get(k), float) for k in ("accuracy", "seconds")):
+                    raise ValueError(f"'{str(line)[:60]}' is not a score")
+                known[space.from_string(str(line.get("arch")))] = line
     run.begin()
     runtime.barrier()  # nobody writes before everybody has read
 

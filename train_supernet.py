@@ -61,9 +61,9 @@ def main(args):
         reweight = args.loss == "CE-DRW" and drw.reweighted(epoch, args.reweight_from)
         metrics = engine.train_epoch(
             net, batches, epoch, optimizer, weights if reweight else torch.ones_like(weights),
-            path=lambda step: spaces.path(choices, args.seed, step), clip=args.clip,
+            path=lambda step: spaces.path(choices, args.seed, step), clip=args.clip, run=run,
         )  # fmt: skip
-        run.epoch_done(args.epochs, len(train[1]), metrics, net, optimizer)
+        run.epoch_done(args.epochs, len(train[1]), metrics)
 
     # save
     procedure = "source" if counts.min() == counts.max() else "P3"

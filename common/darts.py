@@ -144,6 +144,8 @@ class Network(nn.Module):
     cells: how many in all. A sub-net's parameter names are those of the same operations in the super-net. No auxiliary head.
     """
 
+    to_string = staticmethod(to_string)
+
     def __init__(self, num_classes, channels=DEFAULTS["channels"], cells=DEFAULTS["cells"], arch=None):
         super().__init__()
         affine = arch is not None

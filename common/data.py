@@ -290,14 +290,14 @@ class Batches:
     def __len__(self):
         return self.count
 
-    def epoch(self, epoch):
-        """Yields (images (B, 3, H, W) float32, labels (B,) int64)."""
+    def epoch(self, epoch, first=0):
+        """Yields (images (B, 3, H, W) float32, labels (B,) int64), from the first-th batch on."""
         n, device = len(self.labels), self.labels.device
         rng = np.random.default_rng([self.seed, epoch])
         order, flips = rng.permutation(n), rng.integers(0, 2, n)
         down, right = rng.integers(0, 2 * PADDING + 1, (2, n))
         draws = torch.from_numpy(np.stack([order, down, right, flips])).to(device)
-        for batch in draws.tensor_split(self.count, dim=1):
+        for batch in draws.tensor_split(self.count, dim=1)[first:]:
             index, y, x, flip = batch.tensor_split(self.world, dim=1)[self.rank]
             crops = self.crops[index, y, x]
             crops = crops.view(*crops.shape[:2], -1, 3)

@@ -1,11 +1,13 @@
 """Train an epoch, evaluate, re-calibrate batch norm, score an architecture. Knows nothing of flags, files or printing."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .data import Batches, Normalise, channel_stats
-from .runtime import sum_over_ranks, world
+from .runtime import UserError, asked_to_stop, sum_over_ranks, world
 
 CHUNK = 500  # images a forward pass where nothing is learned
 
@@ -21,27 +23,35 @@ def use_batch_statistics(net):
             module.track_running_stats = False
 
 
-def average_gradients(gradients, weight):
+def average_gradients(gradients, weight, asked):
     """Turns each rank's gradients of its summed loss into those of the weighted mean over all ranks, in place.
 
-    One flat all-reduce carries the gradients and the rank's sum of weights, so that uneven shares need no special care.
+    One flat all-reduce carries the gradients, the rank's sum of weights, so that uneven shares need no special care, and
+    whether the rank has been asked to stop. Returns how many have.
     """
     if world() > 1:
-        flat = sum_over_ranks(torch.cat([*(g.flatten() for g in gradients), weight[None]]))
-        *parts, weight = flat.split([*(g.numel() for g in gradients), 1])
+        asked = torch.full_like(weight, float(asked))
+        flat = sum_over_ranks(torch.cat([*(g.flatten() for g in gradients), weight[None], asked[None]]))
+        *parts, weight, asked = flat.split([*(g.numel() for g in gradients), 1, 1])
         torch._foreach_copy_(gradients, [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)])
     torch._foreach_div_(gradients, weight.squeeze())
+    return asked
 
 
-def train_epoch(net, batches, epoch, optimizer, class_weights, *, path=None, freeze_backbone=False, clip=5.0):
+def train_epoch(net, batches, epoch, optimizer, class_weights, *, path=None, freeze_backbone=False, clip=5.0, run=None):
     """One pass over `batches`; minimises the weighted cross entropy, sum_i w_i l_i / sum_i w_i over each global batch.
 
     class_weights: (C,) on the device; ones for the plain loss. path: step -> architecture, for a super-net (Eq. 1).
     freeze_backbone: the backbone runs without autograd and only the classifier learns (Eq. 4).
-    clip: the largest norm of the gradient. Returns {"loss", "accuracy"}, means over the epoch's images on all ranks.
+    clip: the largest norm of the gradient. run: a `runtime.Run`, whose step the epoch begins at and which is told of each.
+    Returns {"loss", "accuracy"}, means over the epoch's images on all ranks. UserError names the first step whose loss was
+    not finite.
     """
-    totals = torch.zeros(4, dtype=torch.float64, device=class_weights.device)
-    for i, (images, labels) in enumerate(batches.epoch(epoch)):
+    device, first = class_weights.device, run.step if run else 0
+    totals = torch.zeros(5, dtype=torch.float64, device=device)  # loss, weight, correct, seen, steps before the loss was lost
+    if run and run.totals is not None:
+        totals += run.totals
+    for i, (images, labels) in enumerate(batches.epoch(epoch, first), start=first):
         arch = () if path is None else (path((epoch - 1) * len(batches) + i),)
         with torch.set_grad_enabled(not freeze_backbone):
             features = net.features(images, *arch)
@@ -51,13 +61,20 @@ def train_epoch(net, batches, epoch, optimizer, class_weights, *, path=None, fre
         optimizer.zero_grad(set_to_none=True)  # None, so that operations off the path keep weight and momentum
         loss.backward()
         gradients = [p.grad for p in net.parameters() if p.grad is not None]
-        average_gradients(gradients, weight)
+        asked = average_gradients(gradients, weight, asked_to_stop())
         nn.utils.clip_grad_norm_(net.parameters(), clip, foreach=True)
         optimizer.step()
         with torch.no_grad():
             correct = (logits.argmax(1) == labels).sum()
-            totals += torch.stack([loss.detach(), weight, correct, torch.ones_like(weight) * len(labels)])
-    loss, weight, correct, seen = sum_over_ranks(totals).tolist()
+            one = torch.ones_like(weight)
+            totals += torch.stack([loss.detach(), weight, correct, one * len(labels), torch.isfinite(totals[0] + loss) * one])
+        if run:
+            run.step_done(totals, asked)
+    sound = int(totals[4])
+    loss, weight, correct, seen, _ = sum_over_ranks(totals).tolist()
+    if not math.isfinite(loss):
+        arch = "" if path is None else f", architecture {net.to_string(path((epoch - 1) * len(batches) + sound))}"
+        raise UserError(f"the loss is not finite since epoch {epoch}, step {sound + 1}{arch}: a lower --lr or --clip may help")
     return {"loss": loss / weight, "accuracy": 100 * correct / seen}
 
 

@@ -138,6 +138,8 @@ class Network(nn.Module):
     A sub-net's parameter names are those of the same operations in the super-net.
     """
 
+    to_string = staticmethod(to_string)
+
     def __init__(self, num_classes, channels=DEFAULTS["channels"], cells=DEFAULTS["cells"], arch=None):
         super().__init__()
         affine = arch is not None

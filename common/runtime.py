@@ -2,15 +2,18 @@
 
 import argparse
 import ctypes
+import io
 import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import time
 import traceback
-from contextlib import contextmanager
+import zipfile
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import numpy as np
@@ -43,21 +46,43 @@ def users_mistake(where=""):
 
 
 def launch(parse_args, main):
-    """Runs a script. A user's mistake is one line on stderr and exit status 2."""
+    """Runs a script. A user's mistake is one line on stderr and exit status 2; a full disk and the like, one line and 1;
+    SIGTERM and SIGINT end it with 143 and 130, after what `Run.step_done` does while it trains."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _asked_to_stop)
     try:
         main(parse_args())
         status = 0
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        status = 2
+        status = _tell(error, 2)
+    except OSError as error:
+        status = _tell(error, 1)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else _tell(end.code, 1) if end.code else 0
     except Exception:
         traceback.print_exc()
         status = 1
     if dist.is_initialized() and status == 0:
         dist.destroy_process_group()
     sys.stdout.flush()
+    sys.stderr.flush()
     # Without waiting for the other ranks: after an error they may be inside a collective that will never end.
     os._exit(status) if dist.is_initialized() else sys.exit(status)
+
+
+def _tell(error, status):
+    print(f"error: {' '.join(str(error).split()).removeprefix('error: ')}", file=sys.stderr, flush=True)
+    return status
+
+
+_stop = {"in a step": False, "signal": None}
+
+
+def _asked_to_stop(number, frame):
+    """Leaves at once, unless a training step is going on, which is to be finished; the second time, at once anyway."""
+    if not _stop["in a step"] or _stop["signal"]:
+        raise SystemExit(128 + number)
+    _stop["signal"] = number
 
 
 # Processes
@@ -144,6 +169,11 @@ def first_rank_first():
         barrier()
 
 
+def asked_to_stop():
+    """Whether this process has had a SIGTERM or SIGINT that waits for the end of a step."""
+    return _stop["signal"] is not None
+
+
 def barrier():
     if _together():
         dist.barrier()
@@ -162,34 +192,43 @@ def sum_over_ranks(tensor):
 def write(path, content):
     """Writes bytes or text beside the name, flushes, and renames: the old file or the new one, never half of one."""
     beside = f"{path}.{os.getpid()}.tmp"
-    with open(beside, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException as error:
+        with suppress(OSError):
+            os.remove(beside)
+        if isinstance(error, OSError):
+            raise OSError(f"cannot write '{path}': {error.strerror}") from None
+        raise
 
 
 def save(path, contents):
     """torch.save, in the manner of `write`."""
-    beside = f"{path}.{os.getpid()}.tmp"
-    with open(beside, "wb") as file:
-        torch.save(contents, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    stream = io.BytesIO()
+    torch.save(contents, stream)
+    write(path, stream.getbuffer())
 
 
 def load_checkpoint(path, kind):
-    """The dict that `save` wrote, on the CPU. UserError if it cannot be read or says that it is of another kind."""
+    """The dict that `save` wrote, on the CPU. UserError if it cannot be read, has lost a bit, or is of another kind."""
     try:
+        with zipfile.ZipFile(path) as file:  # torch.load does not look at the checksums
+            damaged = file.testzip()
+        if damaged:
+            raise ValueError(f"the checksum of '{damaged}' is wrong")
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint '{path}'") from None
-    except Exception as error:  # torch.load raises many kinds, for a file cut short, a picture, a folder, a pickle
-        raise UserError(f"'{path}' is not a checkpoint, or is damaged: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # many kinds, for a file cut short, a picture, a folder, a pickle
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"'{path}' is not a checkpoint, or is damaged: {told}") from None
     found = contents.get("kind") if isinstance(contents, dict) else None
     if found != kind:
-        raise UserError(f"'{path}' is not a checkpoint of a {kind}" + (f" but of a {found}" if found else ""))
+        raise UserError(f"'{path}' is not a checkpoint of a {kind}" + (f" but of a {found}" if isinstance(found, str) else ""))
     return contents
 
 
@@ -213,6 +252,9 @@ def environment(device):
     }
 
 
+_locks = {}  # of this process: path -> open file
+
+
 class Run:
     """A run folder: config.json, metrics.jsonl, last.pt, the product, and result.json, whose presence means done."""
 
@@ -233,11 +275,42 @@ class Run:
             if differ:
                 told = ", ".join(f"{k} was {before.get(k)}, is {flags.get(k)}" for k in differ)
                 raise UserError(f"'{self.folder}' holds a run with other flags: {told}")
+        self._agree(flags)
         self.config = {"flags": flags, **environment(device)}
         self.finished = os.path.exists(self.path("result.json"))
         if self.finished:
             print0(f"{self.folder}: already finished, see {self.path('result.json')}")
+        elif rank() == 0:
+            self._lock()
+        self.step, self.totals, self.asked = 0, None, []
         self.clock = time.perf_counter()
+
+    def _agree(self, flags):
+        """UserError if another rank was given other flags."""
+        if world() > 1:
+            mine = {k: v for k, v in flags.items() if k != "device"}
+            every = [None] * world()
+            dist.all_gather_object(every, {**mine, "out": self.folder})
+            for other, theirs in enumerate(every):
+                differ = [k for k in theirs if theirs[k] != every[0].get(k)]
+                if differ:
+                    told = ", ".join(f"{k} is {every[0].get(k)} on rank 0 and {theirs[k]} on rank {other}" for k in differ)
+                    raise UserError(f"the ranks have other flags: {told}")
+
+    def _lock(self):
+        """UserError if another process is at work in this folder. The lock goes with the process, however that ends."""
+        try:
+            import fcntl
+        except ImportError:  # not POSIX: two runs in one folder are not noticed
+            return
+        path = os.path.abspath(self.path("lock"))
+        if path not in _locks:
+            file = open(path, "w")  # noqa: SIM115
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is at work in '{self.folder}'") from None
+            _locks[path] = file
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -250,18 +323,67 @@ class Run:
     def resume(self, net, optimizer):
         """Begins, or loads last.pt where there is one. Returns the epoch to go on with, and starts the clock."""
         self.begin()
+        self.net, self.optimizer, self.before = net, optimizer, 0.0
         if os.path.exists(self.path("last.pt")):
             last = load_checkpoint(self.path("last.pt"), "run in progress")
-            net.load_state_dict(last["net"])
-            optimizer.load_state_dict(last["optimizer"])
-            self.history, self.seconds = last["history"], last["seconds"]
-            print0(f"{self.folder}: resumed after epoch {len(self.history)}")
+            try:
+                net.load_state_dict(last["net"])
+                optimizer.load_state_dict(last["optimizer"])
+                self.history, self.seconds, within = last["history"], last["seconds"], last["within"]
+                if within:
+                    self._resume_within(**within)
+            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
+                raise UserError(f"'{self.path('last.pt')}' is not of this run, or is damaged") from None
+            print0(f"{self.folder}: resumed after epoch {len(self.history)}" + (f" and {self.step} steps" if self.step else ""))
         self.clock = time.perf_counter()
+        _stop["in a step"] = True
         return len(self.history) + 1
 
-    def epoch_done(self, epochs, images, metrics, net, optimizer):
+    def _resume_within(self, step, seconds, ranks):
+        """Goes on after a step of an epoch. ranks: what each had of its own; as many ranks as before go on exactly."""
+        self.step, self.before = step, seconds
+        mine = ranks[rank()] if len(ranks) == world() else ranks[0]
+        device = next(self.net.parameters()).device
+        for name, buffer in self.net.named_buffers():
+            buffer.copy_(mine["buffers"][name])
+        if len(ranks) == world():
+            self.totals = mine["totals"].to(device)
+        elif rank() == 0:
+            self.totals = sum(part["totals"] for part in ranks).to(device)
+
+    def step_done(self, totals, asked):
+        """After each step. Once a rank has been asked to stop, all save this very step and leave.
+
+        totals: what the epoch has added up on this rank. asked: how many ranks have been asked to stop, the same on all. On
+        a GPU the number is looked at eight steps late, so that nobody waits for it.
+        """
+        self.step += 1
+        if isinstance(asked, torch.Tensor) and asked.is_cuda:
+            there = torch.empty((), pin_memory=True).copy_(asked, non_blocking=True), torch.cuda.Event()
+            there[1].record()
+            self.asked.append(there)
+            if len(self.asked) < 8:
+                return
+            asked, event = self.asked.pop(0)
+            event.synchronize()
+        if asked:
+            mine = {"totals": totals.cpu(), "buffers": {name: buffer.cpu() for name, buffer in self.net.named_buffers()}}
+            ranks = [mine] * world()
+            if world() > 1:
+                dist.all_gather_object(ranks, mine)
+            seconds = self.before + time.perf_counter() - self.clock
+            self._save({"step": self.step, "seconds": seconds, "ranks": ranks})
+            print0(f"{self.folder}: asked to stop; saved after epoch {len(self.history)} and {self.step} steps")
+            raise SystemExit(128 + (_stop["signal"] or signal.SIGTERM))
+
+    def _save(self, within):
+        if rank() == 0:
+            state = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "within": within}
+            save(self.path("last.pt"), {"kind": "run in progress", "history": self.history, "seconds": self.seconds} | state)
+
+    def epoch_done(self, epochs, images, metrics):
         """Records an epoch of so many images and prints its line; the first rank saves."""
-        seconds = time.perf_counter() - self.clock
+        seconds = self.before + time.perf_counter() - self.clock
         self.seconds += seconds
         epoch = len(self.history) + 1
         self.history.append({"epoch": epoch, **metrics, "seconds": seconds})
@@ -270,12 +392,13 @@ class Run:
             f"epoch {epoch}/{epochs}  loss {metrics['loss']:.4f}  accuracy {metrics['accuracy']:.2f} %  "
             f"{images / seconds:,.0f} images/s  {left} left"
         )
-        if not np.isfinite(metrics["loss"]):
-            raise UserError(f"the loss is {metrics['loss']} in epoch {epoch}: a lower --lr or --clip may help")
-        if rank() == 0:
-            state = {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
-            save(self.path("last.pt"), {"kind": "run in progress", "history": self.history, "seconds": self.seconds} | state)
+        self._save(None)
         self.write_lines("metrics.jsonl", self.history)
+        self.step, self.totals, self.before = 0, None, 0.0
+        if epoch == epochs:
+            _stop["in a step"] = False
+            if _stop["signal"]:
+                raise SystemExit(128 + _stop["signal"])
         self.clock = time.perf_counter()
 
     def write_lines(self, name, lines):
@@ -293,4 +416,8 @@ class Run:
         """Writes result.json, last of all."""
         if rank() == 0:
             write(self.path("result.json"), json.dumps(result, indent=1))
+            lock = _locks.pop(os.path.abspath(self.path("lock")), None)
+            if lock:
+                os.remove(lock.name)
+                lock.close()
         print0(f"{self.folder}: done, see {self.path('result.json')}")

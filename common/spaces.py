@@ -48,16 +48,46 @@ def supernet(name, num_classes, channels, cells):
     return SPACES[name].Network(num_classes, channels, cells)
 
 
+_FACTS = {
+    "space": str,
+    "channels": int,
+    "cells": int,
+    "num_classes": int,
+    "data": dict,
+    "net": dict,
+    "procedure": str,
+    "seed": int,
+}
+_DATA = {"dataset": str, "imbalance": (int, float), "data_seed": int, "val_per_class": int, "image_size": int}
+
+
 def supernet_from(checkpoint):
-    """The super-net in a checkpoint of `train_supernet.py` or `adapt.py`. ValueError if its parts do not fit."""
-    try:
-        net = supernet(*(checkpoint[key] for key in ("space", "num_classes", "channels", "cells")))
-        net.load_state_dict(checkpoint["net"])
-        _ = checkpoint["data"]["dataset"], checkpoint["data"]["image_size"], checkpoint["procedure"], checkpoint["seed"]
-    except (KeyError, TypeError, AttributeError, RuntimeError):
-        raise ValueError(
-            f"these are not the weights of the '{checkpoint.get('space')}' super-net that it names, with its channels and cells"
-        ) from None
+    """The super-net in a checkpoint of `train_supernet.py` or `adapt.py`. ValueError says what in it cannot be."""
+    for facts, kinds in ((checkpoint, _FACTS), (checkpoint.get("data"), _DATA)):
+        for name, kind in kinds.items():
+            if not isinstance(facts, dict) or not isinstance(facts.get(name), kind) or isinstance(facts[name], bool):
+                raise ValueError(f"it does not say its '{name}', or not as train_supernet.py does")
+    if set(checkpoint["data"]) != set(_DATA):
+        raise ValueError(f"its data are {', '.join(sorted(map(str, checkpoint['data'])))} and not {', '.join(sorted(_DATA))}")
+    weights, (channels, cells, classes) = checkpoint["net"], (checkpoint[k] for k in ("channels", "cells", "num_classes"))
+    misfit = ValueError(
+        f"these are not the weights of the '{checkpoint['space']}' super-net that it names, of {channels} channels, "
+        f"{cells} cells and {classes} classes"
+    )
+    if not all(isinstance(name, str) and isinstance(w, torch.Tensor) for name, w in weights.items()):
+        raise misfit
+    # Before anything is built: no more of it than the file has weights for.
+    if not 0 < cells <= len(weights) or not 0 < min(channels, classes) <= max(channels, classes) < 2**20:
+        raise misfit
+    with torch.device("meta"):
+        expected = supernet(checkpoint["space"], classes, channels, cells).state_dict()
+    if {n: (w.shape, w.dtype) for n, w in weights.items()} != {n: (w.shape, w.dtype) for n, w in expected.items()}:
+        raise misfit
+    broken = [name for name, w in weights.items() if not torch.isfinite(w).all()]
+    if broken:
+        raise ValueError(f"its weight '{broken[0]}' is not finite")
+    net = supernet(checkpoint["space"], classes, channels, cells)
+    net.load_state_dict(weights)
     return net
 
 

@@ -342,7 +342,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(supernet, images, tmp
     torch.save({**good, "channels": 8}, wider)
     torch.save({k: v for k, v in good.items() if k != "data"}, less)
     hostile.write_bytes(pickle.dumps(Hostile()))
-    for path, told in ((half, "damaged"), (other, "'darts'"), (wider, "channels"), (less, "names"), (hostile, "damaged")):
+    for path, told in (
+        (half, "damaged"),
+        (other, "'darts'"),
+        (wider, "channels"),
+        (less, "does not say its 'data'"),
+        (hostile, "damaged"),
+    ):
         message = refused(*argv, path)
         assert path.name in message and told in message, message
     assert not (tmp_path / "pwned").exists()
