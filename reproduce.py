@@ -39,15 +39,15 @@ SCALES = {
     },
     # Half of the paper's epochs. At the images/s that a modern GPU reaches where Python launches each kernel (guessed, not
     # measured: 16,000 super-net, 40,000 P1, 12,000 sub-net, 160,000 scoring), 3 seeds of Tables 3 and 6 and Figure 2 take
-    # 14 hours at the paper's epochs and 8 at these, which leaves a day room for a guess that is wrong by three. See `cost`.
+    # 13 hours at the paper's epochs and 7.5 at these: a day has room for a guess that is wrong by three. See `cost`.
     "day": {
         "channels": None, "cells": None, "source_epochs": 300, "adapt_epochs": 100, "target_epochs": 300, "subnet_epochs": 100,
         "warmup": None, "generations": None, "population": None, "bn_images": None, "val_images": 0,
     },
     # Two CPU cores, a few hours. Too short and too narrow to say anything of the paper's setting.
     "small": {
-        "channels": 8, "cells": 1, "source_epochs": 12, "adapt_epochs": 12, "target_epochs": 36, "subnet_epochs": 12,
-        "warmup": 1, "generations": 5, "population": 20, "bn_images": 1000, "val_images": 2000,
+        "channels": 8, "cells": 1, "source_epochs": 8, "adapt_epochs": 8, "target_epochs": 24, "subnet_epochs": 10,
+        "warmup": 1, "generations": 4, "population": 16, "bn_images": 1000, "val_images": 2000,
     },
 }  # fmt: skip
 
