@@ -46,8 +46,8 @@ SCALES = {
     },
     # Two CPU cores, a few hours. Too short and too narrow to say anything of the paper's setting.
     "small": {
-        "channels": 8, "cells": 1, "source_epochs": 8, "adapt_epochs": 8, "target_epochs": 24, "subnet_epochs": 10,
-        "warmup": 1, "generations": 4, "population": 16, "bn_images": 1000, "val_images": 2000,
+        "channels": 8, "cells": 1, "source_epochs": 6, "adapt_epochs": 6, "target_epochs": 18, "subnet_epochs": 8,
+        "warmup": 1, "generations": 4, "population": 12, "bn_images": 1000, "val_images": 2000,
     },
 }  # fmt: skip
 

@@ -150,10 +150,10 @@ def test_the_price_of_a_plan(capsys):
         line.split("|")[1].strip(): line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")
     }
     target = sum(int(480 * 0.01 ** (c / 99)) for c in range(100))  # 20 images a class are held out
-    assert float(rows["P1 step"][2]) == pytest.approx(8 * target / 1e6, abs=0.06) and float(rows["P1 step"][5]) == 0
-    steps = 8 * 10 * 4800 + (8 + 24) * target
+    assert float(rows["P1 step"][2]) == pytest.approx(6 * target / 1e6, abs=0.06) and float(rows["P1 step"][5]) == 0
+    steps = 6 * 10 * 4800 + (6 + 18) * target
     assert float(rows["super-net step"][2]) == pytest.approx(steps / 1e6, abs=0.06)
-    assert float(rows["scoring"][2]) == pytest.approx(4 * 64 * 3000 / 1e6, abs=0.06)
+    assert float(rows["scoring"][2]) == pytest.approx(4 * 48 * 3000 / 1e6, abs=0.06)
     assert float(rows["super-net step"][5]) == pytest.approx(2 * float(rows["super-net step"][4]), rel=0.01)
     assert rows.keys() >= {"scoring", "sub-net step", "all, one at a time"}
 
