@@ -246,6 +246,7 @@ def main(args):
     with runtime.users_mistake(), runtime.first_rank_first():
         if args.supernet:
             size, accuracy = score_inside(args, net, checkpoint["data"], device)
+            run.config["data"] = checkpoint["data"]
         else:
             size, accuracy = train_alone(args, space, device)
     units = [(arch, *key, seed) for seed in seeds for key in size for arch in archs]
@@ -277,7 +278,7 @@ def main(args):
     for unit in todo[runtime.rank() :: ranks]:
         arch, dataset, ratio, seed = unit
         start = time.perf_counter()
-        with runtime.alone():
+        with runtime.users_mistake(), runtime.alone():
             found = accuracy(*unit)
         seconds = time.perf_counter() - start
         line = {"method": method, "arch": space.to_string(arch), "dataset": dataset, "imbalance": ratio, "seed": seed}

@@ -104,6 +104,7 @@ def main(args):
                 if not isinstance(line, dict) or not all(isinstance(line.get(k), float) for k in ("accuracy", "seconds")):
                     raise ValueError(f"'{str(line)[:60]}' is not a score")
                 known[space.from_string(str(line.get("arch")))] = line
+    run.config["data"] = checkpoint["data"]
     run.begin()
     runtime.barrier()  # nobody writes before everybody has read
 

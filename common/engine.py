@@ -49,8 +49,9 @@ def train_epoch(net, batches, epoch, optimizer, class_weights, *, path=None, fre
     """
     device, first = class_weights.device, run.step if run else 0
     totals = torch.zeros(5, dtype=torch.float64, device=device)  # loss, weight, correct, seen, steps before the loss was lost
-    if run and run.totals is not None:
-        totals += run.totals
+    if run:
+        run.epoch_begins()
+        totals += 0 if run.totals is None else run.totals
     for i, (images, labels) in enumerate(batches.epoch(epoch, first), start=first):
         arch = () if path is None else (path((epoch - 1) * len(batches) + i),)
         with torch.set_grad_enabled(not freeze_backbone):

@@ -282,6 +282,9 @@ class Run:
             print0(f"{self.folder}: already finished, see {self.path('result.json')}")
         elif rank() == 0:
             self._lock()
+            for name in os.listdir(self.folder):  # halves of files, from a process that was killed as it wrote
+                if name.endswith(".tmp"):
+                    os.remove(self.path(name))
         self.step, self.totals, self.asked = 0, None, []
         self.clock = time.perf_counter()
 
@@ -336,7 +339,6 @@ class Run:
                 raise UserError(f"'{self.path('last.pt')}' is not of this run, or is damaged") from None
             print0(f"{self.folder}: resumed after epoch {len(self.history)}" + (f" and {self.step} steps" if self.step else ""))
         self.clock = time.perf_counter()
-        _stop["in a step"] = True
         return len(self.history) + 1
 
     def _resume_within(self, step, seconds, ranks):
@@ -350,6 +352,10 @@ class Run:
             self.totals = mine["totals"].to(device)
         elif rank() == 0:
             self.totals = sum(part["totals"] for part in ranks).to(device)
+
+    def epoch_begins(self):
+        """From here to the end of the epoch, a signal to stop waits for the end of a step."""
+        _stop["in a step"] = True
 
     def step_done(self, totals, asked):
         """After each step. Once a rank has been asked to stop, all save this very step and leave.
@@ -395,7 +401,7 @@ class Run:
         self._save(None)
         self.write_lines("metrics.jsonl", self.history)
         self.step, self.totals, self.before = 0, None, 0.0
-        if epoch == epochs:
+        if world() == 1 or epoch == epochs:  # several ranks agree on it in the next step
             _stop["in a step"] = False
             if _stop["signal"]:
                 raise SystemExit(128 + _stop["signal"])
