@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import time
+from collections import Counter
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -67,7 +68,7 @@ def parse_args(argv=None):
     flags.add_run(parser, out="runs/rank_transfer", seeds=True)
     args = parser.parse_args(argv)
 
-    use = "tabulate" if args.tabulate else "supernet" if args.supernet else None
+    use = "tabulate" if args.tabulate else "supernet" if args.supernet is not None else None
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     idle = given - READ[use] if use else given & {"bn_images", "top", "plot"}
     if idle:
@@ -230,7 +231,7 @@ def main(args):
 
     # model: the super-net if there is one, and the set of architectures
     method, seeds, space_name = args.method or "stand-alone", dict.fromkeys(args.seeds), None
-    if args.supernet:
+    if args.supernet is not None:
         checkpoint = runtime.load_checkpoint(args.supernet, "super-net")
         with runtime.users_mistake(args.supernet):
             net = spaces.supernet_from(checkpoint).to(device)
@@ -244,7 +245,7 @@ def main(args):
 
     # data
     with runtime.users_mistake(), runtime.first_rank_first():
-        if args.supernet:
+        if args.supernet is not None:
             size, accuracy = score_inside(args, net, checkpoint["data"], device)
             run.config["data"] = checkpoint["data"]
         else:
@@ -267,6 +268,8 @@ def main(args):
             if os.path.exists(files[unit]):
                 with runtime.users_mistake(files[unit]), open(files[unit]) as file:
                     line = json.load(file)
+                    if not isinstance(line, dict) or "seconds" not in line:
+                        raise ValueError("this is not a unit: remove the file, and it is trained anew")
                 seconds += line.pop("seconds")
                 lines.append(line)
         run.write_lines("accuracies.jsonl", lines)
@@ -309,12 +312,12 @@ def main(args):
 def label(line):
     """What the tables call the setting of a line of accuracies.jsonl."""
     method = line.get("method", "stand-alone")
-    return f"{'' if method == 'stand-alone' else method + ' '}{line['dataset']} {line['imbalance']:g}x"
+    return f"{'' if method == 'stand-alone' else method + ' '}{line['dataset']} {line['imbalance']:.12g}x"
 
 
 def read_units(path):
     """Yields (where, label, architecture, seed, accuracy) of a JSONL or CSV file. ValueError says in which line it is wrong."""
-    with open(path, newline="") as file:
+    with told_as(f"'{path}' is not a text in UTF-8"), open(path, newline="", encoding="utf-8-sig") as file:
         text = file.read()
     if text.lstrip().startswith("{"):
         for number, row in enumerate(text.splitlines(), start=1):
@@ -328,6 +331,8 @@ def read_units(path):
                     raise ValueError(f"{where} has no '{key}'")
                 if not isinstance(line[key], kind) or isinstance(line[key], bool):
                     raise ValueError(f"{where}: '{key}' cannot be {json.dumps(line[key])[:60]}")
+            if not isinstance(line.get("method", ""), str):
+                raise ValueError(f"{where}: 'method' cannot be {json.dumps(line['method'])[:60]}")
             if not 1 <= line["imbalance"] < 1e9:
                 raise ValueError(f"{where}: 'imbalance' is at least 1, and no number beyond reason")
             yield where, label(line), line["arch"], line["seed"], _accuracy(line["accuracy"], where)
@@ -368,7 +373,10 @@ def collect(files):
     def natural(name):  # 50x before 100x
         return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.findall(r"\d+|\D+", name)]
 
-    return {name: {a: dict(sorted(found[name][a].items())) for a in sorted(found[name])} for name in sorted(found, key=natural)}
+    return {
+        name: {a: dict(sorted(found[name][a].items())) for a in sorted(found[name])}
+        for name in sorted(found, key=lambda n: (natural(n), n))
+    }
 
 
 def interval(statistic, n):
@@ -380,20 +388,35 @@ def interval(statistic, n):
     return statistic(np.arange(n)), low, high
 
 
+def means(name, archs, shared):
+    """Accuracies over the seeds that all of these architectures have: a run that is not finished has others for some."""
+    seeds = set.intersection(*(set(archs[arch]) for arch in shared))
+    if not seeds:
+        raise ValueError(f"the {len(shared)} architectures of '{name}' have no seed in common")
+    # fsum: the same accuracies have the same mean in any order, so that ties stay ties
+    return np.array([math.fsum(archs[arch][seed] for seed in seeds) / len(seeds) for arch in shared])
+
+
+def in_best(values, top):
+    """For each whether it is among the best `top`; those tied at the end have the places that are left in equal parts."""
+    last = np.sort(values)[-top]
+    above, tied = values > last, values == last
+    return above + tied * (top - above.sum()) / tied.sum()
+
+
 def compare(units, top):
     """The dict that tau.json holds: matrices over the labels, from what `collect` returns. ValueError for too few in common."""
     labels = list(units)
-    means = {name: {arch: np.mean(list(seeds.values())) for arch, seeds in units[name].items()} for name in labels}
     size = len(labels)
     tau, low, high = (np.full((size, size), np.nan) for _ in range(3))
-    n, found, regret = np.zeros((size, size), int), np.zeros((size, size), int), np.zeros((size, size))
+    n, found, regret = np.zeros((size, size), int), np.zeros((size, size)), np.zeros((size, size))
     for i, j in itertools.product(range(size), repeat=2):
-        one, other = means[labels[i]], means[labels[j]]
+        one, other = units[labels[i]], units[labels[j]]
         shared = [arch for arch in one if arch in other]
         n[i, j] = len(shared)
         if len(shared) < 3:
             raise ValueError(f"'{labels[i]}' and '{labels[j]}' share {len(shared)} architectures: at least 3 are needed")
-        truth, guess = (np.array([values[arch] for arch in shared]) for values in (one, other))
+        truth, guess = (means(name, units[name], shared) for name in (labels[i], labels[j]))
         if i < j:
             tau[i, j], low[i, j], high[i, j] = interval(lambda k, x=truth, y=guess: kendall_tau(x[k], y[k]), len(shared))
         elif i > j:
@@ -403,15 +426,15 @@ def compare(units, top):
         if top:
             if top > len(shared):
                 raise ValueError(f"--top {top}: '{labels[i]}' and '{labels[j]}' share only {len(shared)} architectures")
-            best = [set(np.argsort(-values, kind="stable")[:top]) for values in (truth, guess)]
-            found[i, j] = len(best[0] & best[1])
+            found[i, j] = in_best(truth, top) @ in_best(guess, top)
             regret[i, j] = truth.max() - truth[guess == guess.max()].mean()  # of several favourites the mean
     result = {"labels": labels, "tau": tau, "low": low, "high": high, "n": n, "noise_ceiling": {}}
     if top:
         result |= {"top": top, "found": found, "regret": regret}
     for name in labels:
-        seeds = sorted({seed for values in units[name].values() for seed in values})
-        rows = np.array([[values[s] for s in seeds] for values in units[name].values() if len(values) == len(seeds)])
+        held = Counter(seed for values in units[name].values() for seed in values)
+        seeds = sorted(seed for seed, count in held.items() if 2 * count >= len(units[name]))  # not a few strays
+        rows = np.array([[values[s] for s in seeds] for values in units[name].values() if set(seeds) <= set(values)])
         if len(seeds) > 1 and len(rows) >= 3:
             pairs = list(itertools.combinations(range(len(seeds)), 2))
             mean = lambda k, rows=rows, pairs=pairs: np.mean([kendall_tau(rows[k, a], rows[k, b]) for a, b in pairs])  # noqa: E731
@@ -456,8 +479,7 @@ def tabulate(args):
     if args.top:
         print(f"of the row's true best {args.top}, how many are among the column's; and the row's accuracy lost, in points, by")
         print("taking the column's favourite:")
-        print(matrix(labels, lambda i, j: f"{result['found'][i, j]}; {result['regret'][i, j]:.2f}"))
-    made_by = runtime.environment(torch.device("cpu"))
+        print(matrix(labels, lambda i, j: f"{result['found'][i, j]:.3g}; {result['regret'][i, j]:.2f}"))
     made_by = runtime.environment(torch.device("cpu"))
     with runtime.users_mistake():
         os.makedirs(args.out, exist_ok=True)

@@ -51,37 +51,41 @@ SCALES = {
     },
 }  # fmt: skip
 
-# The paper's numbers. None: not legible in our copy (row P3 of Table 3b; Figure 1).
-TABLE_1 = {"A1": (94.6, 77.3), "A2": (94.7, 74.1), "A3": (76.1, 39.4), "A4": (75.0, 43.0)}  # at 1x and 100x
+# The paper's numbers, as it prints them. None: not legible in our copy (row P3 of Table 3b; Figure 1).
+TABLE_1 = {"A1": ("94.6", "77.3"), "A2": ("94.7", "74.1"), "A3": ("76.1", "39.4"), "A4": ("75.0", "43.0")}  # at 1x and 100x
 TABLE_3A = {
-    50: {"P0": 45.80, "P1": 45.06, "P2": 44.86, "P3": 45.93},
-    100: {"P0": 40.83, "P1": 41.93, "P2": 41.86, "P3": 41.53},
-    200: {"P0": 36.30, "P1": 36.76, "P2": 36.70, "P3": 37.03},
-    400: {"P0": 32.80, "P1": 33.70, "P2": 33.46, "P3": 33.40},
+    50: {"P0": "45.80", "P1": "45.06", "P2": "44.86", "P3": "45.93"},
+    100: {"P0": "40.83", "P1": "41.93", "P2": "41.86", "P3": "41.53"},
+    200: {"P0": "36.30", "P1": "36.76", "P2": "36.70", "P3": "37.03"},
+    400: {"P0": "32.80", "P1": "33.70", "P2": "33.46", "P3": "33.40"},
 }
 TABLE_3B = {
-    100: {"P0": 75.96, "P1": 75.93, "P2": 75.86, "P3": None},
-    200: {"P0": 68.96, "P1": 69.70, "P2": 69.26, "P3": None},
-    400: {"P0": 63.26, "P1": 63.80, "P2": 63.70, "P3": None},
-    800: {"P0": 56.90, "P1": 58.23, "P2": 58.03, "P3": None},
+    100: {"P0": "75.96", "P1": "75.93", "P2": "75.86", "P3": None},
+    200: {"P0": "68.96", "P1": "69.70", "P2": "69.26", "P3": None},
+    400: {"P0": "63.26", "P1": "63.80", "P2": "63.70", "P3": None},
+    800: {"P0": "56.90", "P1": "58.23", "P2": "58.03", "P3": None},
 }
 TABLE_4 = {  # the same P0, P1, P3 and P2 at 200 epochs as in Table 3a
-    100: {"P0": 40.83, "P1": 41.93, 50: 40.06, 100: 41.43, 150: 41.40, 200: 41.86, "P3": 41.53},
-    200: {"P0": 36.3, "P1": 36.76, 50: 35.46, 100: 37.26, 150: 36.63, 200: 36.70, "P3": 37.03},
-    400: {"P0": 32.80, "P1": 33.70, 50: 32.56, 100: 33.00, 150: 32.86, 200: 33.46, "P3": 33.4},
+    100: {"P0": "40.83", "P1": "41.93", 50: "40.06", 100: "41.43", 150: "41.40", 200: "41.86", "P3": "41.53"},
+    200: {"P0": "36.3", "P1": "36.76", 50: "35.46", 100: "37.26", 150: "36.63", 200: "36.70", "P3": "37.03"},
+    400: {"P0": "32.80", "P1": "33.70", 50: "32.56", 100: "33.00", 150: "32.86", 200: "33.46", "P3": "33.4"},
 }
-TABLE_5 = {100: {"CE": 41.36, "CE-DRW": 41.53}, 200: {"CE": 37.5, "CE-DRW": 37.0}, 400: {"CE": 33.9, "CE-DRW": 33.4}}
+TABLE_5 = {
+    100: {"CE": "41.36", "CE-DRW": "41.53"},
+    200: {"CE": "37.5", "CE-DRW": "37.0"},
+    400: {"CE": "33.9", "CE-DRW": "33.4"},
+}
 TABLE_6 = {  # many, medium, few, all
     100: {
-        "P0": (64.1, 40.4, 14.1, 40.8), "P1": (65.2, 41.6, 15.0, 41.9),
-        "P2": (65.2, 40.9, 15.7, 41.8), "P3": (65.0, 41.5, 14.1, 41.5),
+        "P0": ("64.1", "40.4", "14.1", "40.8"), "P1": ("65.2", "41.6", "15.0", "41.9"),
+        "P2": ("65.2", "40.9", "15.7", "41.8"), "P3": ("65.0", "41.5", "14.1", "41.5"),
     },
     400: {
-        "P0": (65.0, 39.1, 10.1, 32.8), "P1": (66.3, 41.0, 10.2, 33.7),
-        "P2": (66.2, 40.3, 10.2, 33.4), "P3": (66.2, 39.5, 10.5, 33.4),
+        "P0": ("65.0", "39.1", "10.1", "32.8"), "P1": ("66.3", "41.0", "10.2", "33.7"),
+        "P2": ("66.2", "40.3", "10.2", "33.4"), "P3": ("66.2", "39.5", "10.5", "33.4"),
     },
 }  # fmt: skip
-FIGURE_2 = {"P1": 2000, "P2": 4000, "P3": 10000}  # seconds of a V100; the paper gives P2 and P3 as 2 x and 5 x of P1
+FIGURE_2 = {"P1": "2000", "P2": "4000", "P3": "10000"}  # seconds of a V100; the paper gives P2 and P3 as 2 x and 5 x of P1
 
 # Table 1's architectures are not published. These are uniformly drawn DARTS cells of its multiply-accumulates, 410, 407, 400
 # and 179 M within 1 %, in 20 cells; A1 and A2 at 10 classes, A3 and A4 at 100. A4 is 24 channels wide instead of 36, at which
@@ -619,11 +623,11 @@ def found(plan, args, stage, place):
 
 def summary(paper, values):
     """A cell as text: the paper's number / mean and deviation / difference / seeds."""
-    told = ["" if paper is None else f"{paper:g}", "", "", ""]
+    told = [paper or "", "", "", ""]
     if values:
         mean = statistics.mean(values)
         told[1] = f"{mean:.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
-        told[2:] = ["" if paper is None else f"{mean - paper:+.2f}", str(len(values))]
+        told[2:] = ["" if paper is None else f"{mean - float(paper):+.2f}", str(len(values))]
     return " / ".join(told)
 
 
@@ -640,7 +644,7 @@ def report(plan, cells, args):
         for row, column, paper, stages, place in entries:
             values = [v for v in (found(plan, args, stage, place) for stage in stages) if v is not None]
             texts.setdefault(row, {})[column] = summary(paper, values)
-            whole[table].append({"row": row, "column": column, "paper": paper, "ours": values})
+            whole[table].append({"row": row, "column": column, "paper": paper and float(paper), "ours": values})
         columns = list(dict.fromkeys(column for _, column, *_ in entries))
         parts.append(markdown(["", *columns], [[row, *(texts[row].get(c, "") for c in columns)] for row in texts]))
         if table == "3b":
@@ -677,7 +681,7 @@ def costs(entries, parts, args):
     ratios = []
     for entry in entries:
         ours = f"{statistics.mean(entry['ours']) / statistics.mean(p1):.2f}" if entry["ours"] and p1 else ""
-        ratios.append((entry["row"], f"{entry['paper'] / FIGURE_2['P1']:g}", ours))
+        ratios.append((entry["row"], f"{entry['paper'] / int(FIGURE_2['P1']):g}", ours))
     parts.append(markdown(("cost / P1", "paper", "ours"), ratios))
     try:
         from matplotlib.figure import Figure

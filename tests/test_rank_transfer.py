@@ -285,6 +285,27 @@ def test_a_plot_is_drawn_or_how_to_get_it_is_told(tmp_path, monkeypatch):
     assert (tmp_path / "none/tau.json").exists()
 
 
+def test_an_unfinished_run_is_compared_over_the_seeds_that_all_have(tmp_path):
+    """Seed 1 is 20 points lower throughout and has the last three alone; a stray seed 2 has one. The order is one order."""
+    rows = lines("d", 1, [30, 31, 32, 33, 34, 35]) + lines("d", 1, [10, 11, 12, 13, 14, 15], seed=1)[3:]
+    rows += lines("d", 1, [90], seed=2) + lines("e", 1, [1, 2, 3, 4, 5, 6])
+    found = tabulate(tmp_path / "out", write(tmp_path / "f", rows))
+    assert found["tau"][0][1] == 1 and found["noise_ceiling"]["d 1x"]["n"] == 3
+    apart = lines("d", 1, [1, 2, 3]) + lines("e", 1, [1, 2]) + lines("e", 1, [0, 0, 3], seed=1)[2:]
+    assert "no seed in common" in refused("--tabulate", write(tmp_path / "g", apart), "--out", tmp_path / "o")
+
+
+def test_ties_have_equal_parts_of_the_best_and_survive_the_mean(tmp_path):
+    (tmp_path / "f.csv").write_text("arch,truth,chance\na,90,10\nb,80,10\nc,70,10\nd,60,10\n")
+    found = tabulate(tmp_path / "out", tmp_path / "f.csv", "--top", 2)
+    assert found["labels"] == ["chance", "truth"] and found["found"][1][0] == 1 and found["regret"][1][0] == 15
+    seeds = [61.3, 55.1, 70.2]
+    rows = [line for k in range(3) for line in lines("d", 1, [*np.roll(seeds, k).tolist(), 90, 80], seed=k)]
+    rows += lines("e", 1, [1, 2, 3, 5, 4])
+    tau = tabulate(tmp_path / "out", write(tmp_path / "g", rows))["tau"][0][1]
+    assert tau == pytest.approx(scipy.stats.kendalltau([1, 1, 1, 3, 2], [1, 2, 3, 5, 4]).statistic, abs=1e-12)
+
+
 GOOD = '{"arch": "a", "dataset": "d", "imbalance": 1, "seed": 0, "accuracy": 5}\n'
 
 
@@ -334,6 +355,7 @@ def test_a_file_that_is_wrong_is_named(text, told, tmp_path):
         (["--top", "3"], "not without --tabulate"),
         (["--supernet", "SUPERNET", "--seeds", "1", "2"], "one of --seeds"),
         (["--supernet", "nowhere.pt"], "no checkpoint 'nowhere.pt'"),
+        (["--supernet", ""], "no checkpoint ''"),
         (["--seeds", "-1"], "--seeds must be at least 0"),
         (["--tabulate", "nowhere"], "nowhere"),
     ],

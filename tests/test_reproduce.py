@@ -120,11 +120,11 @@ def test_the_papers_tables_agree_where_they_share_a_run():
     """Table 4 repeats rows of Table 3a, Table 5 its P3, and Table 6 its accuracies, cut to one decimal."""
     for ratio in (100, 200, 400):
         row, same = reproduce.TABLE_4[ratio], reproduce.TABLE_3A[ratio]
-        assert (row["P0"], row["P1"], row[200], row["P3"]) == tuple(same.values())
-        assert reproduce.TABLE_5[ratio]["CE-DRW"] == pytest.approx(same["P3"], abs=0.031)
+        assert [float(row[k]) for k in ("P0", "P1", 200, "P3")] == [float(v) for v in same.values()]
+        assert float(reproduce.TABLE_5[ratio]["CE-DRW"]) == pytest.approx(float(same["P3"]), abs=0.031)
     for ratio in (100, 400):
         for p in reproduce.PROCEDURES:
-            assert reproduce.TABLE_6[ratio][p][3] == int(10 * reproduce.TABLE_3A[ratio][p] + 1e-6) / 10
+            assert reproduce.TABLE_6[ratio][p][3] == reproduce.TABLE_3A[ratio][p][:4]
 
 
 def test_a1_to_a4_have_the_multiply_accumulates_of_table_1():
