@@ -22,7 +22,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 
 import numpy as np
 import torch
@@ -30,6 +29,8 @@ import torch
 from common import data, engine, flags, runtime, spaces
 
 PROCEDURES = ("P0", "P1", "P2", "P3")
+
+PAPER = {"source": "cifar10", "target": "cifar100", "space": "nats"}
 
 # What a scale gives as flags. None leaves a script's default, which is the paper's.
 SCALES = {
@@ -108,6 +109,7 @@ FOUR = {
     "|sep_conv_5x5~0|sep_conv_3x3~1|+|avg_pool_3x3~1|sep_conv_5x5~2|+"
     "|dil_conv_5x5~1|avg_pool_3x3~3|+|sep_conv_3x3~1|skip_connect~2|",
 }
+MMACS = {"A1": 410, "A2": 407, "A3": 400, "A4": 179}
 FOUR_CHANNELS = {"A1": 36, "A2": 36, "A3": 36, "A4": 24}
 TABLE_1_CELLS = 5  # where the scale is not the paper's
 
@@ -148,7 +150,7 @@ def parse_args(argv=None):
             command.add_argument("--gpus", metavar="0,1,...", help="one run a GPU, side by side (default: one at a time)")
             command.add_argument("--shard", default="1/1", metavar="I/N", help="the I-th of N parts of the plan (default 1/1)")
     for name, command in commands.choices.items():
-        source, target = ("synthetic10", "synthetic100") if name == "quick" else ("cifar10", "cifar100")
+        source, target = ("synthetic10", "synthetic100") if name == "quick" else (PAPER["source"], PAPER["target"])
         out = "runs/quick" if name == "quick" else "runs/SCALE"
         command.add_argument("--source", default=source, help=f"balanced dataset or folder (default {source})")
         command.add_argument("--target", default=target, help=f"dataset or folder to be long-tailed (default {target})")
@@ -173,6 +175,12 @@ def parse_args(argv=None):
         args.tables = [table for table in TABLES if table in args.tables or not args.tables]
         if args.seeds < 1:
             raise runtime.UserError(f"--seeds must be at least 1, not {args.seeds}")
+    if args.source != args.target and short(args.source) == short(args.target):
+        raise runtime.UserError(f"--source and --target need different names, not both '{short(args.source)}'")
+    if getattr(args, "gpus", None) is not None:
+        gpus = [gpu.strip() for gpu in args.gpus.split(",")]
+        if not all(gpu.isdecimal() for gpu in gpus) or len(set(gpus)) < len(gpus):
+            raise runtime.UserError(f"--gpus takes different numbers, such as 0,1,2, not '{args.gpus}'")
     flags.check(args)
     return args
 
@@ -308,7 +316,7 @@ def table_1(plan, args):
                 )
                 for seed in range(args.seeds)
             ]  # fmt: skip
-            yield f"{short(dataset)} {name}", f"{ratio}x", number, stages, ("accuracy", "all")
+            yield f"{short(dataset)} {name}, {MMACS[name]} M FLOPs", f"{ratio}x", number, stages, ("accuracy", "all")
 
 
 def transfer(plan, args, paper, source, target):
@@ -345,7 +353,7 @@ def table_4(plan, args):
             else:
                 stages = [stages["P2" if row == 200 else row] for stages in seeds]
             yield (
-                (row if isinstance(row, str) else f"P2, {row} backbone epochs"),
+                (row if isinstance(row, str) else f"P2, backbone for {row}/200 of the epochs"),
                 f"{ratio}x",
                 number,
                 stages,
@@ -389,7 +397,7 @@ def figure_1(plan, args):
                     command,
                     [],
                     seed,
-                    lambda f=images: [("sub-net step", f())],
+                    lambda f=images: [("Figure 1 step", f())],
                 )
     return []
 
@@ -427,8 +435,8 @@ def done(plan, args, stage):
     """Whether a stage has finished with just this command."""
     folder = os.path.join(args.out, stage)
     try:
-        with open(os.path.join(folder, "config.json")) as file:
-            return json.load(file)["command"] == told(plan[stage]["command"]) and os.path.exists(f"{folder}/result.json")
+        with open(os.path.join(folder, "config.json")) as config, open(os.path.join(folder, "result.json")) as result:
+            return json.load(config)["command"] == told(plan[stage]["command"]) and isinstance(json.load(result), dict)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -453,9 +461,10 @@ def run(plan, args, mine, workers, show):
     """Runs those of the stages `mine` that are not done, dependencies first, one per worker at a time, each with its log.
 
     workers: the environment variables of each. show: whether to print what stages print. Needs that are not mine are waited
-    for, unless they have failed. Returns {stage: (exit status, last line)} of the failed.
+    for, unless they have failed. Returns {stage: (exit status, last line)} of those that failed, and with a status of None
+    of those that could not begin because of it.
     """
-    pending, running, failed, lost, free, finished = list(mine), {}, {}, set(), list(workers), 0
+    pending, running, failed, free, finished, waiting = list(mine), {}, {}, list(workers), 0, set()
 
     def marker(stage):
         return os.path.join(args.out, f"{stage}.failed")
@@ -468,19 +477,24 @@ def run(plan, args, mine, workers, show):
     try:
         while pending or running:
             for stage in list(pending):
-                needs = plan[stage]["needs"]
-                if any(need in lost or (need not in mine and os.path.exists(marker(need))) for need in needs):
-                    lost.add(stage)
+                needs = [need for need in plan[stage]["needs"] if not done(plan, args, need)]
+                lost = [need for need in needs if need in failed or (need not in mine and os.path.exists(marker(need)))]
+                if lost:
+                    failed[stage] = None, f"{lost[0]} has failed"
                     pending.remove(stage)
-                    print(f"[{stage}] not run: what it needs has failed", flush=True)
+                    print(f"[{stage}] not run: {lost[0]} has failed", flush=True)
                 elif done(plan, args, stage):
                     pending.remove(stage)
                     finished += 1
                     print(f"[{stage}] already finished: {finished} of {len(mine)} stages", flush=True)
-                elif free and all(done(plan, args, need) for need in needs):
+                elif not needs and free:
                     pending.remove(stage)
                     environment = free.pop()
                     running[stage] = (*start(plan, args, stage, environment, show), environment)
+                else:
+                    for need in set(needs) - set(mine) - waiting:
+                        waiting.add(need)
+                        print(f"[{stage}] waits for {need}, which is another shard's", flush=True)
             time.sleep(0.2)
             for stage, (process, relay, environment) in list(running.items()):
                 if process.poll() is None:
@@ -488,14 +502,15 @@ def run(plan, args, mine, workers, show):
                 relay.join()
                 del running[stage]
                 free.append(environment)
-                if process.returncode == 0:
+                if process.returncode == 0 and done(plan, args, stage):
                     finished += 1
                     print(f"[{stage}] finished: {finished} of {len(mine)} stages", flush=True)
                 else:
                     with open(log(args, stage)) as file:
                         end = "".join(file.readlines()[-5:]).strip()
+                    if process.returncode == 0:
+                        end += "\nits folder holds a run that another command has finished"
                     failed[stage] = process.returncode, end.rsplit("\n", 1)[-1]
-                    lost.add(stage)
                     runtime.write(marker(stage), end)
                     print(
                         f"[{stage}] failed with exit status {process.returncode}; the end of {log(args, stage)}:\n{end}",
@@ -520,7 +535,7 @@ def start(plan, args, stage, environment, show):
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), command[0])
     process = subprocess.Popen(
         [sys.executable, script, *command[1:]], env={**os.environ, **environment}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,  # Ctrl-C comes once, by way of `run`
     )  # fmt: skip
 
     def relay():
@@ -539,16 +554,21 @@ def start(plan, args, stage, environment, show):
 # Pricing
 
 
+ALONE = ("sub-net step", "Table 1 step", "Figure 1 step")  # the kinds that train a sub-net
+
+
 def speed(kind, args, device):
     """(images/s, multiply-accumulates forward of one image) of a kind of step, measured here and now on made-up images."""
-    of_table_1 = kind == "Table 1 step"
-    space = spaces.SPACES["darts" if of_table_1 else args.space]
+    name = {"Table 1 step": "darts", "Figure 1 step": "nats"}.get(kind, args.space)
+    space, rng = spaces.SPACES[name], np.random.default_rng(0)
     channels = args.channels or space.DEFAULTS["channels"]
-    cells = (args.cells and TABLE_1_CELLS if of_table_1 else args.cells) or space.DEFAULTS["cells"]
-    rng = np.random.default_rng(0)
-    archs = [spaces.sample(space.CHOICES, rng) for _ in range(8)]
-    if of_table_1:
+    cells = (args.cells and TABLE_1_CELLS if kind == "Table 1 step" else args.cells) or space.DEFAULTS["cells"]
+    if kind == "Table 1 step":
         archs = [space.from_string(text) for text in FOUR.values()]
+    elif kind == "Figure 1 step":  # four 3x3 convolutions, a skip connection and a pooling, in any order
+        archs = [tuple(int(gene) for gene in rng.permutation([3, 3, 3, 3, 1, 4])) for _ in range(8)]
+    else:
+        archs = [spaces.sample(space.CHOICES, rng) for _ in range(8)]
     net = space.Network(100, channels, cells)
     macs = spaces.macs_counter(net)
     split = torch.randint(0, 256, (256, 32, 32, 3), dtype=torch.uint8, device=device), torch.arange(256, device=device) % 100
@@ -561,7 +581,7 @@ def speed(kind, args, device):
 
     seconds = []
     for arch in archs:
-        alone = space.Network(100, channels, cells, arch).to(device) if kind in ("sub-net step", "Table 1 step") else None
+        alone = space.Network(100, channels, cells, arch).to(device) if kind in ALONE else None
         begun = time.perf_counter()
         if kind == "scoring":
             score(arch)
@@ -578,29 +598,26 @@ def speed(kind, args, device):
 
 
 def price(args, plan, device):
-    """Prints, for every kind of step, what the stages of a plan do of it, and how long that takes here."""
-    images = Counter()
-    for parts in plan.values():
-        for kind, n in parts["work"]():
-            images[kind] += n
+    """Prints what every run of a plan does, and how long that takes here, and the sums for every kind of step."""
+    speeds, totals, rows = {}, {}, []
+
+    def row(name, kind, n):
+        rate, macs = speeds[kind]
+        backward = 0 if kind in ("P1 step", "scoring") else 2 * macs  # of inputs and of weights
+        figures = (f"{n / 1e6:.2f}", f"{n * macs / 1e15:.3g}", f"{n * backward / 1e15:.3g}", f"{n / rate / 3600:.3f}")
+        return [name, kind, f"{rate:,.0f}", *figures]
+
+    for stage in in_order(plan):
+        for kind, n in plan[stage]["work"]():
+            if n:
+                speeds[kind] = speeds.get(kind) or speed(kind, args, device)
+                totals[kind] = totals.get(kind, 0) + n
+                rows.append(row(stage, kind, n))
+    rows += [row("all", kind, n) for kind, n in totals.items()]
+    hours = sum(n / speeds[kind][0] / 3600 for kind, n in totals.items())
     print(f"{len(plan)} runs; speeds measured on {runtime.environment(device)['device']}, {torch.get_num_threads()} threads")
-    heads = ("", "million images", "images/s", "10^15 MACs forward", "10^15 MACs backward", "hours")
-    rows, hours = [], 0.0
-    for kind, n in images.items():
-        rate, macs = speed(kind, args, device)
-        backward = 2 * macs if kind not in ("P1 step", "scoring") else 0  # of inputs and of weights
-        hours += n / rate / 3600
-        rows.append(
-            (
-                kind,
-                f"{n / 1e6:.1f}",
-                f"{rate:,.0f}",
-                f"{n * macs / 1e15:.3g}",
-                f"{n * backward / 1e15:.3g}",
-                f"{n / rate / 3600:.2f}",
-            )
-        )
-    print(markdown(heads, [*rows, ("all, one at a time", "", "", "", "", f"{hours:.2f}")]))
+    heads = ["run", "kind of step", "images/s", "million images", "10^15 MACs forward", "10^15 MACs backward", "hours"]
+    print(markdown(heads, [*rows, ["all, one at a time", *[""] * 5, f"{hours:.3f}"]]))
 
 
 # Reporting
@@ -662,9 +679,12 @@ def heading(plan, args):
             with open(os.path.join(args.out, stage, "config.json")) as file:
                 configs.append(json.load(file))
     lines = [f"# {short(args.source)} and {short(args.target)} at the scale '{args.scale}'\n"]
-    if args.scale != "paper":
-        what = ", ".join(f"{key} {value}" for key, value in SCALES[args.scale].items() if value is not None)
-        lines.append(f"**Not the paper's setting**: {what}. The rest is the paper's.\n")
+    what = [f"{key} {value}" for key, value in SCALES[args.scale].items() if value != SCALES["paper"][key]]
+    what += [f"{TABLE_1_CELLS} cells in Table 1"] if args.cells else []
+    ours = {"source": args.source, "target": args.target, "space": args.space}
+    what += [f"{key} {ours[key]}" for key, value in PAPER.items() if ours[key] != value]
+    if what:
+        lines.append(f"**Not the paper's setting**: {', '.join(what)}. The rest is the paper's.\n")
     lines.append(
         f"{len(configs)} of {len(plan)} runs are finished; {args.space} space. Each cell: the paper's number / ours, mean ± "
     )
@@ -723,16 +743,8 @@ def quick_table(plan, subnets, args):
         search = plan[stage]["needs"][0]
         seconds = 0.0 if p == "P0" else found(plan, args, plan[search]["needs"][0], ["seconds"])
         best, accuracy = found(plan, args, search, ["best"]), found(plan, args, stage, ["accuracy"])
-        rows.append(
-            {
-                "procedure": p,
-                "seconds": seconds,
-                "searched": best["accuracy"],
-                **accuracy,
-                "mmacs": best["mmacs"],
-                "arch": best["arch"],
-            }
-        )
+        row = {"procedure": p, "seconds": seconds, "searched": best["accuracy"], **accuracy}
+        rows.append(row | {"mmacs": best["mmacs"], "arch": best["arch"]})
     heads = ("", "adapting, s", "cost / P1", "searched, %", "sub-net all, %", "many", "medium", "few", "MMACs")
     texts = []
     for row in rows:
@@ -786,6 +798,8 @@ def main(args):
     if args.do == "quick":
         return quick(args)
     plan, cells = paper_plan(args)
+    if not plan:
+        raise runtime.UserError(f"no run of {', '.join(args.tables)} has one of the ratios {args.ratios}")
     if args.do == "list":
         for stage in in_order(plan):
             print(f"[{'done' if done(plan, args, stage) else '    '}] {told(plan[stage]['command'])}")
@@ -798,7 +812,9 @@ def main(args):
             raise runtime.UserError(f"--shard takes I/N with I from 1 to N, not '{args.shard}'")
         failed = run(plan, args, shard(plan, int(part), int(parts)), workers(args), show=False)
         if failed:
-            raise SystemExit(f"error: {len(failed)} runs failed: {', '.join(failed)}")
+            lost = [stage for stage, (status, _) in failed.items() if status is None]
+            broken = [stage for stage in failed if stage not in lost]
+            raise SystemExit(f"error: {len(broken)} runs failed and {len(lost)} could not begin: {', '.join(broken + lost)}")
     else:
         whole, text = report(plan, cells, args)
         store(args, {"flags": vars(args), "tables": whole}, text)

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, stage
 
 import reproduce
-from common import darts, runtime, spaces
+from common import darts, nats, runtime, spaces
 
 STUB = """
 import json, os, shlex, sys, time
@@ -146,16 +148,22 @@ def test_every_shard_of_the_plan_is_run_by_one():
 def test_the_price_of_a_plan(capsys):
     argv = ["--scale", "small", "--seeds", 1, "--ratios", 100, "--source", "synthetic10", "--target", "synthetic100"]
     stage("reproduce", "cost", "3a", "fig2", *argv)
-    rows = {
-        line.split("|")[1].strip(): line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")
-    }
+    rows = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len({row[1] for row in rows} - {"run", "---", "all", "all, one at a time"}) == 1 + 3 + 4 + 4
+    rows = {row[2]: row for row in rows if row[1] == "all"}
     target = sum(int(480 * 0.01 ** (c / 99)) for c in range(100))  # 20 images a class are held out
-    assert float(rows["P1 step"][2]) == pytest.approx(6 * target / 1e6, abs=0.06) and float(rows["P1 step"][5]) == 0
+    assert float(rows["P1 step"][4]) == pytest.approx(6 * target / 1e6, abs=0.06) and float(rows["P1 step"][6]) == 0
     steps = 6 * 10 * 4800 + (6 + 18) * target
-    assert float(rows["super-net step"][2]) == pytest.approx(steps / 1e6, abs=0.06)
-    assert float(rows["scoring"][2]) == pytest.approx(4 * 48 * 3000 / 1e6, abs=0.06)
-    assert float(rows["super-net step"][5]) == pytest.approx(2 * float(rows["super-net step"][4]), rel=0.01)
-    assert rows.keys() >= {"scoring", "sub-net step", "all, one at a time"}
+    assert float(rows["super-net step"][4]) == pytest.approx(steps / 1e6, abs=0.06)
+    assert float(rows["scoring"][4]) == pytest.approx(4 * 48 * 3000 / 1e6, abs=0.06)
+    assert float(rows["super-net step"][6]) == pytest.approx(2 * float(rows["super-net step"][5]), rel=0.01)
+    assert rows.keys() == {"super-net step", "P1 step", "scoring", "sub-net step"}
+
+
+def test_figure_1_is_priced_at_its_own_multiply_accumulates():
+    args = args_of("cost", "fig1", "--scale", "small")
+    _, macs = reproduce.speed("Figure 1 step", args, torch.device("cpu"))
+    assert macs == spaces.macs_counter(nats.Network(100, 8, 1, (3, 3, 3, 3, 0, 1)))()
 
 
 # Running
@@ -181,7 +189,8 @@ def stubs(tmp_path, monkeypatch):
 def test_a_failure_stops_what_needs_it_and_nothing_else(stubs, tmp_path, capfd):
     plan = stubs({"a": ("ok", []), "b": ("fails", []), "c": ("ok", ["a"]), "d": ("ok", ["b"]), "e": ("ok", ["d"])})
     failed = reproduce.run(plan, stubs.args, list(plan), reproduce.workers(stubs.args), show=False)
-    assert failed == {"b": (3, "error: no such luck")} and sorted(stubs.ran()) == ["a", "b", "c"]
+    lost = {"d": (None, "b has failed"), "e": (None, "d has failed")}
+    assert failed == {"b": (3, "error: no such luck"), **lost} and sorted(stubs.ran()) == ["a", "b", "c"]
     told = capfd.readouterr().out
     assert "[b] failed with exit status 3" in told and "no such luck" in told and "[e] not run" in told
     (tmp_path / "mended").touch()
@@ -194,6 +203,25 @@ def test_a_stage_with_another_command_counts_as_not_done(stubs):
     reproduce.run(plan, stubs.args, ["a"], reproduce.workers(stubs.args), show=False)
     assert reproduce.done(plan, stubs.args, "a")
     assert not reproduce.done(stubs({"a": ("slow", [])}), stubs.args, "a")
+    Path(stubs.args.out, "a", "result.json").write_text('{"cut')
+    assert not reproduce.done(plan, stubs.args, "a")
+
+
+def test_a_stage_that_another_command_has_finished_fails_and_nobody_waits_for_it(stubs, tmp_path):
+    """As when a stage was run by hand, in other words: it exits 0, and its config.json goes on naming the other command."""
+    (tmp_path / "stub.py").write_text("import sys; sys.exit(0)")
+    plan = stubs({"a": ("ok", []), "b": ("ok", ["a"])})
+    failed = reproduce.run(plan, stubs.args, list(plan), reproduce.workers(stubs.args), show=False)
+    assert failed["a"] == (0, "its folder holds a run that another command has finished") and failed["b"][0] is None
+
+
+def test_a_need_that_failed_in_another_shard_is_an_error_until_it_is_done(stubs, tmp_path):
+    plan = stubs({"a": ("fails", []), "b": ("ok", ["a"])})
+    reproduce.run(plan, stubs.args, ["a"], reproduce.workers(stubs.args), show=False)
+    assert reproduce.run(plan, stubs.args, ["b"], reproduce.workers(stubs.args), show=False) == {"b": (None, "a has failed")}
+    (tmp_path / "mended").touch()
+    subprocess.run([sys.executable, *plan["a"]["command"]], check=True)  # by hand: the old mark of failure stays
+    assert not reproduce.run(plan, stubs.args, ["b"], reproduce.workers(stubs.args), show=False)
 
 
 RUN_PART = """
@@ -262,6 +290,8 @@ def test_a_report_has_the_papers_numbers_ours_and_nothing_guessed(tmp_path):
     assert lines and whole["fig2"][0] == {"row": "P1", "column": "seconds", "paper": 2000, "ours": [50.0]}
     small = args_of("report", "3a", "--scale", "small", "--out", tmp_path / "none")
     assert "**Not the paper's setting**" in reproduce.heading(reproduce.paper_plan(small)[0], small)
+    own = args_of("report", "3a", "--source", "synthetic10", "--space", "darts", "--out", tmp_path / "none")
+    assert "setting**: source synthetic10, space darts." in reproduce.heading(reproduce.paper_plan(own)[0], own)
 
 
 @pytest.mark.parametrize(
@@ -271,6 +301,10 @@ def test_a_report_has_the_papers_numbers_ours_and_nothing_guessed(tmp_path):
         (["run", "--shard", "3/2"], "--shard takes I/N"),
         (["run", "--seeds", "0"], "--seeds must be at least 1"),
         (["list", "--scale", "small", "--source", "nowhere"], "unknown dataset 'nowhere'"),
+        (["list", "--source", "a/images", "--target", "b/images"], "need different names"),
+        (["list", "3a", "--ratios", "75"], "no run of 3a"),
+        (["run", "--gpus", "0,,1"], "--gpus takes"),
+        (["run", "--gpus", "0,0"], "--gpus takes"),
     ],
 )
 def test_a_mistake_is_told(argv, told, tmp_path):
