@@ -228,8 +228,10 @@ RUN_PART = """
 import sys; sys.path.insert(0, sys.argv[1])
 import json, reproduce
 from argparse import Namespace
+from common import runtime
 plan, args = json.loads(sys.argv[2]), Namespace(out=sys.argv[3], jobs=1, gpus=None)
-reproduce.run(plan, args, reproduce.shard(plan, int(sys.argv[4]), 2), reproduce.workers(args), show=False)
+part = reproduce.shard(plan, int(sys.argv[4]), 2)
+runtime.launch(lambda: args, lambda args: reproduce.run(plan, args, part, reproduce.workers(args), show=False))
 """
 
 
