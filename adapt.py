@@ -23,6 +23,11 @@ def parse_args(argv=None):
         "--backbone-epochs", type=int, metavar="E",
         help="P2: freeze the backbone after E epochs, Table 4 (default: all of them)",
     )  # fmt: skip
+    group.add_argument(
+        "--features-every", type=int, default=1, metavar="K",
+        help="with a frozen backbone: compute the features in each K-th epoch, and train the classifier on them in all, "
+        "shuffled over batches and paths (default 1: in every epoch, batch by batch, as the paper)",
+    )  # fmt: skip
     flags.add_data(parser, dataset="cifar100", imbalance=100)
     flags.add_training(parser, 0.01, 0, "200", "100, in proportion to --epochs", "P1: 1; P2: 100, in proportion")
     flags.add_run(parser, out="runs/adapt")
@@ -35,6 +40,8 @@ def parse_args(argv=None):
     if args.backbone_epochs > args.epochs:
         raise runtime.UserError(f"--backbone-epochs {args.backbone_epochs} is beyond the {args.epochs} epochs")
     flags.check(args)
+    if args.features_every > 1 and (args.procedure == "P0" or args.backbone_epochs == args.epochs):
+        raise runtime.UserError("--features-every is for epochs with a frozen backbone, and there are none")
     return args
 
 
@@ -44,6 +51,7 @@ def main(args):
     run = runtime.Run(args, device)
     if run.finished:
         return
+    precision = flags.precision(args, run, device)
     source = runtime.load_checkpoint(args.supernet, "super-net")
     shape = [source[k] for k in ("space", "channels", "cells")]
     facts = {"procedure": args.procedure, "dataset": args.dataset, "imbalance": args.imbalance, "seed": args.seed}
@@ -68,18 +76,28 @@ def main(args):
     choices = spaces.SPACES[source["space"]].CHOICES
 
     # optimiser
-    optimizer = torch.optim.SGD(net.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, foreach=True)
+    optimizer = engine.sgd(net, args.lr, args.momentum, args.weight_decay)
 
     # loop
+    def path(step):
+        return spaces.path(choices, args.seed, step)
+
     engine.use_batch_statistics(net)
+    head, kept_from, kept = engine.Head(net.classifier), None, None
     for epoch in range(run.resume(net, optimizer), args.epochs + 1):
         optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
-        metrics = engine.train_epoch(
-            net, batches, epoch, optimizer,
-            weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights),
-            path=lambda step: spaces.path(choices, args.seed, step),
-            freeze_backbone=epoch > args.backbone_epochs, clip=args.clip, run=run,
-        )  # fmt: skip
+        step = (optimizer, weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights))
+        frozen = epoch - args.backbone_epochs  # the how many-th epoch with a frozen backbone
+        if frozen > 0 and args.features_every > 1:
+            first = epoch - (frozen - 1) % args.features_every
+            if kept_from != first:
+                kept, kept_from = engine.KeptFeatures(net, batches, first, path, precision), first
+            metrics = engine.train_epoch(head, kept, epoch, *step, clip=args.clip, run=run)
+        else:
+            metrics = engine.train_epoch(
+                net, batches, epoch, *step, path=path, freeze_backbone=frozen > 0,
+                clip=args.clip, precision=precision, run=run,
+            )  # fmt: skip
         run.epoch_done(args.epochs, len(train[1]), metrics)
 
     # save

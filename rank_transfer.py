@@ -65,6 +65,7 @@ def parse_args(argv=None):
     group.add_argument("--tabulate", nargs="+", metavar="FILE", help="accuracies.jsonl or CSV files to be correlated")
     group.add_argument("--top", type=int, metavar="K", help="with --tabulate: how many of the best K are found, and the regret")
     group.add_argument("--plot", metavar="PNG", help="with --tabulate: draw the matrix as a heat map (needs matplotlib)")
+    flags.add_compile(parser)
     flags.add_run(parser, out="runs/rank_transfer", seeds=True)
     args = parser.parse_args(argv)
 
@@ -175,7 +176,7 @@ def setting(text):
     return dataset, ratio
 
 
-def train_alone(args, space, device):
+def train_alone(args, space, device, precision):
     """{(dataset, ratio): images an epoch}, and a function that trains and tests one unit as retrain.py does, on this rank."""
     draw = {k: getattr(args, k) for k in ("data_seed", "val_per_class", "image_size")} | {
         "root": args.data_root,
@@ -194,13 +195,16 @@ def train_alone(args, space, device):
         counts = train[1].bincount()
         weights = drw.class_weights(counts, args.beta).to(device)
         net = space.Network(len(counts), args.channels, args.cells, arch).to(device)
-        optimizer = torch.optim.SGD(net.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, foreach=True)
+        features = engine.compiled(net) if args.compile else None
+        optimizer = engine.sgd(net, args.lr, args.momentum, args.weight_decay)
         net.train()
         for epoch in range(1, args.epochs + 1):
             optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
             loss_weights = weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights)
             try:
-                engine.train_epoch(net, batches, epoch, optimizer, loss_weights, clip=args.clip)
+                engine.train_epoch(
+                    net, batches, epoch, optimizer, loss_weights, clip=args.clip, precision=precision, features=features
+                )
             except runtime.UserError as error:
                 raise runtime.UserError(f"{dataset}:{ratio:g}, seed {seed}, {space.to_string(arch)}: {error}") from None
         if dataset not in tests:  # not read before the first net is trained
@@ -249,7 +253,7 @@ def main(args):
             size, accuracy = score_inside(args, net, checkpoint["data"], device)
             run.config["data"] = checkpoint["data"]
         else:
-            size, accuracy = train_alone(args, space, device)
+            size, accuracy = train_alone(args, space, device, flags.precision(args, run, device))
     units = [(arch, *key, seed) for seed in seeds for key in size for arch in archs]
 
     # optimiser: none; a unit's file, which appears whole or not at all, says that the unit is done

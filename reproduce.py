@@ -576,7 +576,7 @@ def speed(kind, args, device):
     score = engine.scorer(net.to(device), split, split, 256, 0)
 
     def train(net, **how):
-        optimizer = torch.optim.SGD(net.parameters(), 0.01, 0.9, weight_decay=2e-4, foreach=True)
+        optimizer = engine.sgd(net, 0.01, 0.9, 2e-4)
         engine.train_epoch(net, batches, 1, optimizer, torch.ones(100, device=device), **how)
 
     seconds = []

@@ -26,6 +26,7 @@ def parse_args(argv=None):
     group.add_argument("--describe", action="store_true", help="print the parameters and MACs as JSON; train nothing")
     flags.add_data(parser, dataset="cifar100", imbalance=100)
     flags.add_training(parser, 0.1, 5, "200", "160 180, in proportion to --epochs", "160, in proportion to --epochs")
+    flags.add_compile(group)
     flags.add_run(parser, out="runs/retrain")
     args = parser.parse_args(argv)
     if args.arch.endswith(".json") or os.path.exists(args.arch):
@@ -74,6 +75,7 @@ def main(args):
     run = runtime.Run(args, device)
     if run.finished:
         return
+    precision = flags.precision(args, run, device)
 
     # data
     with runtime.users_mistake(), runtime.first_rank_first():
@@ -85,9 +87,10 @@ def main(args):
 
     # model
     net = space.Network(num_classes, args.channels, args.cells, arch).to(device)
+    features = engine.compiled(net) if args.compile else None
 
     # optimiser
-    optimizer = torch.optim.SGD(net.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, foreach=True)
+    optimizer = engine.sgd(net, args.lr, args.momentum, args.weight_decay)
 
     # loop
     net.train()
@@ -95,8 +98,9 @@ def main(args):
         optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
         reweight = args.loss == "CE-DRW" and drw.reweighted(epoch, args.reweight_from)
         metrics = engine.train_epoch(
-            net, batches, epoch, optimizer, weights if reweight else torch.ones_like(weights), clip=args.clip, run=run
-        )
+            net, batches, epoch, optimizer, weights if reweight else torch.ones_like(weights),
+            clip=args.clip, precision=precision, features=features, run=run,
+        )  # fmt: skip
         engine.average_statistics(net)
         run.epoch_done(args.epochs, len(train[1]), metrics)
 

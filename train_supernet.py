@@ -38,6 +38,7 @@ def main(args):
     run = runtime.Run(args, device)
     if run.finished:
         return
+    precision = flags.precision(args, run, device)
 
     # data
     with runtime.users_mistake(), runtime.first_rank_first():
@@ -52,7 +53,7 @@ def main(args):
     choices = spaces.SPACES[args.space].CHOICES
 
     # optimiser
-    optimizer = torch.optim.SGD(net.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, foreach=True)
+    optimizer = engine.sgd(net, args.lr, args.momentum, args.weight_decay)
 
     # loop
     engine.use_batch_statistics(net)
@@ -61,7 +62,7 @@ def main(args):
         reweight = args.loss == "CE-DRW" and drw.reweighted(epoch, args.reweight_from)
         metrics = engine.train_epoch(
             net, batches, epoch, optimizer, weights if reweight else torch.ones_like(weights),
-            path=lambda step: spaces.path(choices, args.seed, step), clip=args.clip, run=run,
+            path=lambda step: spaces.path(choices, args.seed, step), clip=args.clip, precision=precision, run=run,
         )  # fmt: skip
         run.epoch_done(args.epochs, len(train[1]), metrics)
 

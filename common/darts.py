@@ -14,7 +14,7 @@ from itertools import combinations
 import torch
 from torch import nn
 
-from .ops import OPS, FactorizedReduce, relu_conv_bn
+from .ops import OPS, BatchNorm2d, FactorizedReduce, relu_conv_bn
 
 OPERATIONS = (
     "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5",
@@ -150,7 +150,7 @@ class Network(nn.Module):
         super().__init__()
         affine = arch is not None
         c_prev_prev = c_prev = 3 * channels
-        self.stem = nn.Sequential(nn.Conv2d(3, c_prev, 3, padding=1, bias=False), nn.BatchNorm2d(c_prev, affine=affine))
+        self.stem = nn.Sequential(nn.Conv2d(3, c_prev, 3, padding=1, bias=False), BatchNorm2d(c_prev, affine=affine))
         self.cells = nn.ModuleList()
         reduction_prev = False
         for i in range(cells):

@@ -1,7 +1,9 @@
 """Train an epoch, evaluate, re-calibrate batch norm, score an architecture. Knows nothing of flags, files or printing."""
 
 import math
+import time
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -9,7 +11,10 @@ from torch import nn
 from .data import Batches, Normalise, channel_stats
 from .runtime import UserError, asked_to_stop, sum_over_ranks, world
 
-CHUNK = 500  # images a forward pass where nothing is learned
+
+def chunk(device):
+    """How many images a forward pass takes where nothing is learned: on a CPU so few that they stay in its caches."""
+    return 100 if device.type == "cpu" else 500
 
 
 def use_batch_statistics(net):
@@ -21,6 +26,40 @@ def use_batch_statistics(net):
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.track_running_stats = False
+
+
+def sgd(net, lr, momentum, weight_decay):
+    """SGD in one fused kernel. A super-net's operations that no path has met yet have a momentum, of zero, which it needs."""
+    optimizer = torch.optim.SGD(net.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
+    for weight in net.parameters():
+        optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return optimizer
+
+
+def faster_precision(device):
+    """ "bf16" where that makes a convolution and its backward pass a fifth faster on this device, else "fp32"; measured."""
+    x = torch.randn(128, 32, 16, 16, device=device).to(memory_format=torch.channels_last).requires_grad_()
+    conv = nn.Conv2d(32, 32, 3, padding=1, bias=False).to(device, memory_format=torch.channels_last)
+    seconds = {"fp32": [], "bf16": []}
+    for _ in range(7):
+        for precision, times in seconds.items():
+            begun = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                total = conv(x).float().sum()
+            total.backward()
+            conv.weight.grad.sum().item()  # waits for a GPU
+            times.append(time.perf_counter() - begun)
+    return "bf16" if 1.2 * min(seconds["bf16"]) < min(seconds["fp32"]) else "fp32"
+
+
+def compiled(net):
+    """A sub-net's `features`, compiled for each size of batch when it is first met. UserError where nothing can compile."""
+    try:
+        torch.compile(torch.neg)(next(net.parameters()).detach())
+    except Exception as error:  # no C++ compiler, no Triton, and whatever else
+        raise UserError(f"--compile does not work on this machine: {str(error).strip().splitlines()[0]}") from None
+    torch.compiler.reset()  # its limit of variants is of the code, not of the net
+    return torch.compile(net.features, dynamic=False)
 
 
 def average_gradients(gradients, weight, asked):
@@ -38,25 +77,30 @@ def average_gradients(gradients, weight, asked):
     return asked
 
 
-def train_epoch(net, batches, epoch, optimizer, class_weights, *, path=None, freeze_backbone=False, clip=5.0, run=None):
+def train_epoch(
+    net, batches, epoch, optimizer, class_weights, *,
+    path=None, freeze_backbone=False, clip=5.0, precision="fp32", features=None, run=None,
+):  # fmt: skip
     """One pass over `batches`; minimises the weighted cross entropy, sum_i w_i l_i / sum_i w_i over each global batch.
 
     class_weights: (C,) on the device; ones for the plain loss. path: step -> architecture, for a super-net (Eq. 1).
     freeze_backbone: the backbone runs without autograd and only the classifier learns (Eq. 4).
-    clip: the largest norm of the gradient. run: a `runtime.Run`, whose step the epoch begins at and which is told of each.
+    clip: the largest norm of the gradient. precision: fp32, or bf16 in the backbone; the classifier and the loss are fp32.
+    features: in the place of net.features. run: a `runtime.Run`, whose step the epoch begins at and which is told of each.
     Returns {"loss", "accuracy"}, means over the epoch's images on all ranks. UserError names the first step whose loss was
     not finite.
     """
-    device, first = class_weights.device, run.step if run else 0
+    device, first, features_of = class_weights.device, run.step if run else 0, features or net.features
     totals = torch.zeros(5, dtype=torch.float64, device=device)  # loss, weight, correct, seen, steps before the loss was lost
     if run:
         run.epoch_begins()
         totals += 0 if run.totals is None else run.totals
     for i, (images, labels) in enumerate(batches.epoch(epoch, first), start=first):
         arch = () if path is None else (path((epoch - 1) * len(batches) + i),)
-        with torch.set_grad_enabled(not freeze_backbone):
-            features = net.features(images, *arch)
-        logits = net.classifier(features)
+        low = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+        with torch.set_grad_enabled(not freeze_backbone), low:
+            features = features_of(images, *arch)
+        logits = net.classifier(features.float())
         loss = F.cross_entropy(logits, labels, weight=class_weights, reduction="sum")
         weight = class_weights[labels].sum()
         optimizer.zero_grad(set_to_none=True)  # None, so that operations off the path keep weight and momentum
@@ -79,6 +123,41 @@ def train_epoch(net, batches, epoch, optimizer, class_weights, *, path=None, fre
     return {"loss": loss / weight, "accuracy": 100 * correct / seen}
 
 
+class Head(nn.Module):
+    """The classifier of a network as a network of its own, whose images are features."""
+
+    def __init__(self, classifier):
+        super().__init__()
+        self.classifier = classifier
+
+    def features(self, features):
+        return features
+
+
+class KeptFeatures:
+    """Batches of features in the place of images: what a frozen backbone gave for one whole epoch, each path's with it.
+
+    Iterated as `data.Batches`, but shuffled over all batches of the epoch that they come from, each epoch anew.
+    """
+
+    @torch.no_grad()
+    def __init__(self, net, batches, epoch, path, precision="fp32"):
+        kept, first = [], (epoch - 1) * len(batches)
+        for i, (images, labels) in enumerate(batches.epoch(epoch)):
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                kept.append((net.features(images, path(first + i)).float(), labels))
+        self.sizes, self.seed = [len(labels) for _, labels in kept], batches.seed
+        self.features, self.labels = (torch.cat(parts) for parts in zip(*kept, strict=True))
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def epoch(self, epoch, first=0):
+        order = np.random.default_rng([self.seed, epoch, 2]).permutation(len(self.labels))
+        for batch in torch.from_numpy(order).to(self.labels.device).split(self.sizes)[first:]:
+            yield self.features[batch], self.labels[batch]
+
+
 def average_statistics(net):
     """The running statistics of a sub-net's batch norms become their mean over the ranks, each of which saw its own share."""
     if world() > 1:
@@ -87,9 +166,14 @@ def average_statistics(net):
                 sum_over_ranks(statistic).div_(world())
 
 
+def chunks_of(images):
+    """Splits images evenly into forward passes."""
+    return images.tensor_split(math.ceil(len(images) / chunk(images.device)))
+
+
 def normalised_chunks(images, normalise):
-    """uint8 (n, H, W, 3) -> list of float32 (CHUNK, 3, H, W), made once for all architectures that are scored on them."""
-    return [normalise(chunk) for chunk in images.split(CHUNK)]
+    """uint8 (n, H, W, 3) -> list of float32 (b, 3, H, W), made once for all architectures that are scored on them."""
+    return [normalise(chunk) for chunk in chunks_of(images)]
 
 
 @torch.inference_mode()
@@ -100,15 +184,8 @@ def recalibrate(net, chunks, *arch):
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
             module.momentum, module.track_running_stats = None, True  # None: a plain average
-    # A mean over the batch adds up in an order that depends on the number of CPU threads: with one, a score has the same
-    # bits in a process of two threads and in two ranks of one.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for images in chunks:
-            net.features(images, *arch)
-    finally:
-        torch.set_num_threads(threads)
+    for images in chunks:
+        net.features(images, *arch)
 
 
 @torch.inference_mode()
@@ -127,7 +204,7 @@ def scorer(net, train, val, bn_images, seed):
     """
     normalise = Normalise(*channel_stats(train[0]), train[0].shape[2], train[0].device)
     # Augmented, as in training: plain images, which have no black borders, give other statistics and a worse ranking.
-    bn_chunks = next(Batches(train, normalise, bn_images, seed).epoch(0))[0].split(CHUNK)
+    bn_chunks = chunks_of(next(Batches(train, normalise, bn_images, seed).epoch(0))[0])
     val_chunks = normalised_chunks(val[0], normalise)
 
     def score(arch):

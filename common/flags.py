@@ -3,6 +3,7 @@ the field's most used value (see README)."""
 
 import math
 
+from . import engine
 from .runtime import UserError
 
 
@@ -65,6 +66,21 @@ def add_training(parser, lr, warmup, epochs, milestones, reweight_from):
     group.add_argument("--momentum", type=float, default=0.9, help="(default 0.9)")
     group.add_argument("--weight-decay", type=float, default=2e-4, help="(default 2e-4)")
     group.add_argument("--clip", type=float, default=5.0, help="largest gradient norm (default 5)")
+    group.add_argument(
+        "--precision", choices=("fp32", "bf16", "auto"), default="fp32",
+        help="of the backbone in training; auto: bf16 where it is measured to be faster (default fp32)",
+    )  # fmt: skip
+
+
+def add_compile(parser):
+    parser.add_argument("--compile", action="store_true", help="torch.compile: pays in long trainings alone, see README")
+
+
+def precision(args, run, device):
+    """fp32 or bf16. For --precision auto it is measured once, at the beginning of the run."""
+    if args.precision != "auto":
+        return args.precision
+    return run.once("precision", lambda: engine.faster_precision(device))
 
 
 def schedule(args, epochs, milestones, reweight_from):
@@ -93,7 +109,7 @@ def check(args):
     """UserError for a number that no run can use. Flags that a script does not have are passed over."""
     for least, names in (
         (0, "seed seeds data_seed val_per_class warmup backbone_epochs crossovers mutations val_images momentum weight_decay"),
-        (1, "batch_size channels cells bn_images generations population topk top jobs rounds steps imbalance"),
+        (1, "batch_size channels cells bn_images generations population topk top jobs rounds steps features_every imbalance"),
     ):
         for name in names.split():
             values = getattr(args, name, None)

@@ -10,7 +10,7 @@ from itertools import permutations
 import torch
 from torch import nn
 
-from .ops import OPS, relu_conv_bn
+from .ops import OPS, BatchNorm2d, relu_conv_bn
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = tuple((node, source) for node in (1, 2, 3) for source in range(node))
@@ -105,14 +105,22 @@ class Cell(nn.Module):
     def forward(self, x, arch=None):
         genes = dict(zip(EDGES, arch or self.arch, strict=True))
         edges = dict(zip(EDGES, self.edges, strict=True))
-        nodes = [x]
-        for node in (1, 2, 3):
+        nodes, rectified = [x], {}
+        for target in (1, 2, 3):
             total = None
-            for source in range(node):
-                name = OPERATIONS[genes[node, source]]
-                if name != "none":
-                    out = edges[node, source][name](nodes[source])
-                    total = out if total is None else total + out
+            for source in range(target):
+                name = OPERATIONS[genes[target, source]]
+                if name == "none":
+                    continue
+                op, out = edges[target, source][name], nodes[source]
+                if name.startswith("nor_conv"):  # ReLU-Conv-BN: all convolutions of a node share its ReLU
+                    if source not in rectified:
+                        rectified[source] = op[0](out)
+                    out = op[2](op[1](rectified[source]))
+                else:
+                    out = op(out)
+                shared = any(total is node for node in nodes)  # by a skip connection: not to be written into
+                total = out if total is None else total + out if shared else total.add_(out)
             nodes.append(torch.zeros_like(x) if total is None else total)
         return nodes[3]
 
@@ -143,13 +151,13 @@ class Network(nn.Module):
     def __init__(self, num_classes, channels=DEFAULTS["channels"], cells=DEFAULTS["cells"], arch=None):
         super().__init__()
         affine = arch is not None
-        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels, affine=affine))
+        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), BatchNorm2d(channels, affine=affine))
         self.blocks = nn.ModuleList()
         for stage in range(3):
             if stage:
                 self.blocks.append(Reduction(channels * 2 ** (stage - 1), affine))
             self.blocks.extend(Cell(channels * 2**stage, arch, affine) for _ in range(cells))
-        self.last = nn.Sequential(nn.BatchNorm2d(4 * channels, affine=affine), nn.ReLU())
+        self.last = nn.Sequential(BatchNorm2d(4 * channels, affine=affine), nn.ReLU())
         self.classifier = nn.Linear(4 * channels, num_classes)
         self.to(memory_format=torch.channels_last)  # twice as fast on a CPU, and with tensor cores
 

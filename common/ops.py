@@ -10,12 +10,67 @@ import torch.nn.functional as F
 from torch import nn
 
 
+def _a_row(numbers, width):
+    """(C,) -> (1, C, 1, width), channels-last: to go over images width * C numbers at a time, and not C at a time.
+
+    That makes an operation with one number a channel two to three times as fast on a CPU where channels are few.
+    """
+    return numbers.view(1, -1, 1, 1).expand(1, -1, 1, width).contiguous(memory_format=torch.channels_last)
+
+
+class _Standardise(torch.autograd.Function):
+    """(x - mean) / deviation * weight + bias, with the backward pass of a batch norm that took both from x."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, mean, var, eps):
+        ctx.eps, inverse = eps, (var + eps).rsqrt()
+        ctx.save_for_backward(x, weight, mean, inverse)
+        scale = inverse if weight is None else weight * inverse
+        shift = -mean * scale if bias is None else bias - mean * scale
+        return torch.addcmul(_a_row(shift, x.shape[3]), x, _a_row(scale, x.shape[3]))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight, mean, inverse = ctx.saved_tensors
+        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, None, None, mean, inverse, True, ctx.eps, [True, weight is not None, weight is not None]
+        )
+        return of_x, of_weight, of_bias, None, None, None
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """PyTorch's, down to the names in a checkpoint, with a faster forward pass on a CPU, in fp32.
+
+    Statistics of a re-calibration (momentum None) do not depend on the number of threads.
+    """
+
+    def forward(self, x):
+        if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
+            return super().forward(x)
+        b, c, h, w = x.shape
+        rows = x.detach().permute(0, 2, 3, 1).reshape(b * h, w * c)
+        if not self.training:
+            mean, var = self.running_mean, self.running_var
+        elif self.momentum is None:
+            mean = rows.mean(0).view(w, c).mean(0)
+            var = (rows - mean.repeat(w)).square_().mean(0).view(w, c).mean(0)
+        else:
+            mean, var = (s.view(w, c) for s in torch.batch_norm_update_stats(rows, None, None, 0.0))
+            mean, var = mean.mean(0), var.mean(0) + mean.var(0, correction=0)
+        if self.training and self.track_running_stats:
+            self.num_batches_tracked += 1
+            share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(var * (b * h * w / max(b * h * w - 1, 1)), share)
+        return _Standardise.apply(x, self.weight, self.bias, mean, var, self.eps)
+
+
 def relu_conv_bn(c_in, c_out, kernel, stride=1, affine=True):
     """(B, c_in, H, W) -> (B, c_out, H / stride, W / stride)."""
     return nn.Sequential(
         nn.ReLU(),
         nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False),
-        nn.BatchNorm2d(c_out, affine=affine),
+        BatchNorm2d(c_out, affine=affine),
     )
 
 
@@ -26,7 +81,7 @@ def depthwise_conv(channels, kernel, stride, dilation, affine):
         nn.ReLU(),
         nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False),
         nn.Conv2d(channels, channels, 1, bias=False),
-        nn.BatchNorm2d(channels, affine=affine),
+        BatchNorm2d(channels, affine=affine),
     )
 
 
@@ -49,7 +104,8 @@ class AvgPool3x3(nn.Module):
             return F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
         window = x.new_ones(x.shape[1], 1, 3, 3)
         inside = F.conv2d(x.new_ones(1, 1, *x.shape[2:]), window[:1], stride=self.stride, padding=1)
-        return F.conv2d(x, window, stride=self.stride, padding=1, groups=x.shape[1]) * inside.reciprocal()
+        share = inside.reciprocal().expand(1, x.shape[1], -1, -1).contiguous(memory_format=torch.channels_last)
+        return F.conv2d(x, window, stride=self.stride, padding=1, groups=x.shape[1]) * share  # no broadcast within an image
 
 
 class FactorizedReduce(nn.Module):
@@ -63,7 +119,7 @@ class FactorizedReduce(nn.Module):
         super().__init__()
         self.conv_even = nn.Conv2d(c_in, c_out // 2, 1, bias=False)
         self.conv_odd = nn.Conv2d(c_in, c_out - c_out // 2, 1, bias=False)
-        self.bn = nn.BatchNorm2d(c_out, affine=affine)
+        self.bn = BatchNorm2d(c_out, affine=affine)
 
     def forward(self, x):
         x = torch.relu(x)

@@ -261,14 +261,15 @@ class Run:
     def __init__(self, args, device):
         self.folder, flags = args.out, {k: v for k, v in vars(args).items() if k != "out"}
         flags = json.loads(json.dumps(flags))
-        self.history, self.seconds = [], 0.0
+        self.history, self.seconds, self.chosen = [], 0.0, {}
         config = self.path("config.json")
         with users_mistake():
             os.makedirs(self.folder, exist_ok=True)
         if os.path.exists(config):
             try:
                 with open(config) as file:
-                    before = dict(json.load(file)["flags"])
+                    saved = json.load(file)
+                    before, self.chosen = dict(saved["flags"]), dict(saved["chosen"])
             except (OSError, ValueError, KeyError, TypeError):
                 raise UserError(f"'{config}' is not the config.json of a run, or is damaged") from None
             differ = [k for k in sorted(before.keys() | flags.keys()) if before.get(k) != flags.get(k)]
@@ -276,7 +277,7 @@ class Run:
                 told = ", ".join(f"{k} was {before.get(k)}, is {flags.get(k)}" for k in differ)
                 raise UserError(f"'{self.folder}' holds a run with other flags: {told}")
         self._agree(flags)
-        self.config = {"flags": flags, **environment(device)}
+        self.config = {"flags": flags, "chosen": self.chosen, **environment(device)}
         self.finished = os.path.exists(self.path("result.json"))
         if self.finished:
             print0(f"{self.folder}: already finished, see {self.path('result.json')}")
@@ -317,6 +318,16 @@ class Run:
 
     def path(self, name):
         return os.path.join(self.folder, name)
+
+    def once(self, name, choose):
+        """What `choose()` gave when this run began, on the first rank: kept in config.json, told, and never chosen again."""
+        if name not in self.chosen:
+            choice = [choose() if rank() == 0 else None]
+            if world() > 1:
+                dist.broadcast_object_list(choice)
+            self.chosen[name] = choice[0]
+        print0(f"{name}: {self.chosen[name]}")
+        return self.chosen[name]
 
     def begin(self):
         """Writes config.json. Not before every flag has proved right: a mistake must not claim the folder."""
