@@ -1,5 +1,6 @@
 """What learns, what does not, and what two ranks do."""
 
+import contextlib
 import copy
 import sys
 
@@ -192,3 +193,64 @@ def test_two_ranks_take_the_step_of_one(tmp_path):
         for k in one:
             torch.testing.assert_close(gradient[k], one[k], rtol=1e-5, atol=1e-6)
     assert max(g.abs().max() for g in one.values()) > 1e-2
+
+
+# Faster ways
+
+
+def test_fused_sgd_is_sgd_though_paths_come_and_go():
+    optimizers, nets = [], [network(), network()]
+    optimizers.append(engine.sgd(nets[0], 0.1, 0.9, 2e-4))
+    optimizers.append(torch.optim.SGD(nets[1].parameters(), 0.1, 0.9, weight_decay=2e-4, foreach=False, fused=False))
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        for epoch in (1, 2, 3):
+            train(net, epoch, optimizer=optimizer)
+    for (k, p), q in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5, msg=k)
+
+
+def test_bf16_is_near_fp32_and_keeps_fp32_weights():
+    nets = {precision: network() for precision in ("fp32", "bf16")}
+    metrics = {precision: train(net, path=lambda step: ALL_CONV, precision=precision) for precision, net in nets.items()}
+    assert metrics["bf16"]["loss"] == pytest.approx(metrics["fp32"]["loss"], rel=0.05)
+    assert metrics["bf16"]["loss"] != metrics["fp32"]["loss"]
+    assert all(p.dtype == torch.float32 for p in nets["bf16"].parameters())
+
+
+def test_the_faster_precision_is_the_one_that_took_less_time(monkeypatch):
+    clock, cost = [0.0], {"fp32": 1.0, "bf16": 1.0}
+
+    def perf_counter():
+        return clock[0]
+
+    def autocast(device, dtype, enabled):
+        clock[0] += cost["bf16" if enabled else "fp32"]
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(engine.time, "perf_counter", perf_counter)
+    monkeypatch.setattr(torch, "autocast", autocast)
+    for bf16, picked in ((0.5, "bf16"), (1.0, "fp32"), (0.95, "fp32"), (2.0, "fp32")):
+        cost["bf16"] = bf16
+        assert engine.faster_precision(torch.device("cpu")) == picked
+
+
+def test_kept_features_are_those_of_the_backbone_shuffled_anew_each_epoch():
+    net, choices = network(), spaces.SPACES["nats"].CHOICES
+    some = batches()
+    kept = engine.KeptFeatures(net, some, 3, lambda step: spaces.path(choices, 0, step))
+    expected, labels = [], []
+    with torch.no_grad():
+        for i, (x, y) in enumerate(some.epoch(3)):
+            expected.append(net.features(x, spaces.path(choices, 0, 2 * len(some) + i)))
+            labels.append(y)
+    expected, labels = torch.cat(expected), torch.cat(labels)
+    seen = []
+    for epoch in (3, 4):
+        parts = list(kept.epoch(epoch))
+        assert [len(y) for _, y in parts] == [20, 20] and len(kept) == 2
+        x, y = (torch.cat(part) for part in zip(*parts, strict=True))
+        rows = [int((expected == row).all(1).nonzero()[0]) for row in x]
+        assert sorted(rows) == list(range(40)) and torch.equal(labels[rows], y)
+        assert torch.equal(x[20:], next(iter(kept.epoch(epoch, 1)))[0])
+        seen.append(rows)
+    assert seen[0] != seen[1]

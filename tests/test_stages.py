@@ -125,6 +125,93 @@ def test_p2_freezes_after_backbone_epochs(supernet, images, tmp_path):
     assert differ == {"classifier.weight", "classifier.bias"}
 
 
+def test_features_kept_over_epochs_train_the_classifier_alone_and_resume(supernet, images, tmp_path, monkeypatch):
+    more = ["--features-every", 3]
+    calls, real = [], engine.KeptFeatures.__init__
+
+    def counted(self, net, batches, epoch, *rest):
+        calls.append(epoch)
+        real(self, net, batches, epoch, *rest)
+
+    monkeypatch.setattr(engine.KeptFeatures, "__init__", counted)
+    # Stopped after epoch 5 of 6, the third that would use the features of epoch 4.
+    done = runtime.Run.epoch_done
+
+    def stop(run, *rest):
+        done(run, *rest)
+        if len(run.history) == 5:
+            raise KeyboardInterrupt
+
+    expected = adapt("P1", supernet, images, tmp_path / "six", *more, epochs=6)
+    assert calls == [1, 4]
+    source = runtime.load_checkpoint(Path(supernet), "super-net")["net"]
+    assert all(torch.equal(expected[k], v) for k, v in source.items() if not k.startswith("classifier"))
+    monkeypatch.setattr(runtime.Run, "epoch_done", stop)
+    with pytest.raises(KeyboardInterrupt):
+        adapt("P1", supernet, images, tmp_path / "stopped", *more, epochs=6)
+    monkeypatch.setattr(runtime.Run, "epoch_done", done)
+    calls.clear()
+    assert equal(adapt("P1", supernet, images, tmp_path / "stopped", *more, epochs=6), expected)
+    assert calls == [4]
+    assert not equal(adapt("P1", supernet, images, tmp_path / "plain", epochs=6), expected)
+
+
+def test_p2_keeps_features_once_the_backbone_is_frozen(supernet, images, tmp_path, monkeypatch):
+    calls, real = [], engine.KeptFeatures.__init__
+    monkeypatch.setattr(engine.KeptFeatures, "__init__", lambda self, *a: calls.append(a[2]) or real(self, *a))
+    adapt("P2", supernet, images, tmp_path / "p2", "--backbone-epochs", 2, "--features-every", 2, epochs=5)
+    assert calls == [3, 5]
+    for procedure in ("P0", "P2"):
+        told = refused("adapt", "--procedure", procedure, "--supernet", supernet, "--dataset", images,
+                       "--features-every", 2, "--out", tmp_path / "refused")  # fmt: skip
+        assert "--features-every" in told
+
+
+def test_the_precision_that_auto_picks_is_kept_by_the_run(images, tmp_path, monkeypatch, capsys):
+    call = ["--dataset", images, *TRAIN, "--epochs", 2, "--precision", "auto", "--out", tmp_path / "run"]
+    monkeypatch.setattr(engine, "faster_precision", lambda device: "bf16")
+    asked, real = [], engine.train_epoch
+
+    def stopped(*a, **k):
+        asked.append(k["precision"])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return real(*a, **k)
+
+    monkeypatch.setattr(engine, "train_epoch", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        stage("train_supernet", *call)
+    assert "precision: bf16" in capsys.readouterr().out
+    monkeypatch.setattr(engine, "faster_precision", lambda device: "fp32")
+    stage("train_supernet", *call)
+    assert asked == ["bf16"] * 3
+    assert json.loads((tmp_path / "run/config.json").read_text())["chosen"] == {"precision": "bf16"}
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_sub_net_is_the_eager_one_but_for_rounding_and_resumes(images, tmp_path, monkeypatch):
+    call = ["--arch", ARCH, "--dataset", images, *TRAIN, "--epochs", 2, "--lr", 0.01]
+    stage("retrain", *call, "--out", tmp_path / "eager")
+    call.append("--compile")
+    stage("retrain", *call, "--out", tmp_path / "whole")
+    done = runtime.Run.epoch_done
+
+    def stop(run, *rest):
+        done(run, *rest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runtime.Run, "epoch_done", stop)
+    with pytest.raises(KeyboardInterrupt):
+        stage("retrain", *call, "--out", tmp_path / "half")
+    monkeypatch.setattr(runtime.Run, "epoch_done", done)
+    stage("retrain", *call, "--out", tmp_path / "half")
+    outs = ("eager", "whole", "half")
+    eager, whole, half = (runtime.load_checkpoint(tmp_path / out / "model.pt", "sub-net")["net"] for out in outs)
+    assert equal(whole, half)
+    for k in eager:
+        torch.testing.assert_close(whole[k], eager[k], rtol=1e-2, atol=1e-3, msg=k)
+
+
 def test_same_seed_same_bits_another_seed_others(images, tmp_path):
     def accuracies(name, seed):
         stage("retrain", "--arch", ARCH, "--dataset", images, "--imbalance", 2, *TRAIN, "--epochs", 2, "--seed", seed,
