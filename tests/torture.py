@@ -69,6 +69,8 @@ def main():
     plan = {
         "train": ["train_supernet.py", *shape, *data, "--epochs", 12, "--warmup", 0],
         "adapt": ["adapt.py", "--procedure", "P2", "--supernet", place / "train/supernet.pt", *data, "--epochs", 12],
+        "keep": ["adapt.py", "--procedure", "P1", "--supernet", place / "train/supernet.pt", *data, "--epochs", 30,
+                 "--features-every", 10],
         "search": ["search.py", "--supernet", place / "adapt/supernet.pt", "--generations", 4, "--population", 20,
                    "--crossovers", 10, "--mutations", 10],
         "retrain": ["retrain.py", "--arch", ARCH, *shape, *data, "--epochs", 16, "--warmup", 0],
