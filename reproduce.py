@@ -5,7 +5,7 @@
     python reproduce.py cost 3a fig2                      # what they would cost on this machine
     python reproduce.py run 3a fig2 --gpus 0,1,2,3        # run what is missing, one run a GPU
     python reproduce.py run --shard 2/8                   # the second of eight jobs over machines that share a disk
-    python reproduce.py report                            # report.md, report.json and figures in --out
+    python reproduce.py report                            # report.md, report.json, runs.jsonl and figures in --out
     python reproduce.py run 3a 4 5 6 fig2 --scale small --source data/cifar10 --target data/tinyimagenet100
 
 Without tables, all: 1, 3a, 3b, 4, 5, 6, fig1, fig2. Every stage is a run folder of its own, so the same command again goes
@@ -139,7 +139,7 @@ def parse_args(argv=None):
         ("list", "Print the commands in order, and which are done."),
         ("cost", "Price the plan: images, multiply-accumulates, and hours at the speed that is measured here and now."),
         ("run", "Run what is missing, dependencies first. Exit status 1 if a run failed."),
-        ("report", "Write report.md, report.json and the figures: the paper's numbers beside ours."),
+        ("report", "Write report.md, report.json, runs.jsonl and the figures: the paper's numbers beside ours."),
     ):
         command = commands.add_parser(name, doc=doc)
         command.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)} (default all)")
@@ -671,13 +671,20 @@ def report(plan, cells, args):
     return whole, "\n".join(parts)
 
 
+def finished(plan, args):
+    """{stage, config, result} of every finished stage: all that a report says, in a file that can be kept."""
+    for stage in in_order(plan):
+        if done(plan, args, stage):
+            with (
+                open(os.path.join(args.out, stage, "config.json")) as config,
+                open(os.path.join(args.out, stage, "result.json")) as result,
+            ):
+                yield {"stage": stage, "config": json.load(config), "result": json.load(result)}
+
+
 def heading(plan, args):
     """What the numbers depend on, from the finished runs' own config.json."""
-    configs = []
-    for stage in plan:
-        if done(plan, args, stage):
-            with open(os.path.join(args.out, stage, "config.json")) as file:
-                configs.append(json.load(file))
+    configs = [line["config"] for line in finished(plan, args)]
     lines = [f"# {short(args.source)} and {short(args.target)} at the scale '{args.scale}'\n"]
     what = [f"{key} {value}" for key, value in SCALES[args.scale].items() if value != SCALES["paper"][key]]
     what += [f"{TABLE_1_CELLS} cells in Table 1"] if args.cells else []
@@ -818,6 +825,8 @@ def main(args):
     else:
         whole, text = report(plan, cells, args)
         store(args, {"flags": vars(args), "tables": whole}, text)
+        lines = "".join(json.dumps(line) + "\n" for line in finished(plan, args))
+        runtime.write(os.path.join(args.out, "runs.jsonl"), lines)
         print(text)
 
 

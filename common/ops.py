@@ -5,6 +5,8 @@ Convolutions are ReLU-Conv-BN, as in NATS-Bench (Dong et al. 2021) and DARTS (Li
 batch norms a learned scale and shift (sub-nets have them, super-nets do not).
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -55,8 +57,9 @@ class BatchNorm2d(nn.BatchNorm2d):
             mean = rows.mean(0).view(w, c).mean(0)
             var = (rows - mean.repeat(w)).square_().mean(0).view(w, c).mean(0)
         else:
-            mean, var = (s.view(w, c) for s in torch.batch_norm_update_stats(rows, None, None, 0.0))
-            mean, var = mean.mean(0), var.mean(0) + mean.var(0, correction=0)
+            means, vars_ = (s.view(w, c) for s in torch.batch_norm_update_stats(rows, None, None, 0.0))
+            var, mean = torch.var_mean(means, 0, correction=0)
+            var += vars_.mean(0)  # within the columns, and between them
         if self.training and self.track_running_stats:
             self.num_batches_tracked += 1
             share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
@@ -89,6 +92,14 @@ def sep_conv(channels, kernel, stride, affine):
     return nn.Sequential(depthwise_conv(channels, kernel, stride, 1, affine), depthwise_conv(channels, kernel, 1, 1, affine))
 
 
+@functools.cache
+def _shares(c, h, w, stride, dtype):
+    """(1, C, H / stride, W / stride), channels-last: 1 / the pixels of each 3x3 window that lie inside the image."""
+    with torch.inference_mode(False):
+        inside = F.conv2d(torch.ones(1, 1, h, w), torch.ones(1, 1, 3, 3), stride=stride, padding=1)
+        return inside.reciprocal().expand(1, c, -1, -1).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
 class AvgPool3x3(nn.Module):
     """Mean over the pixels of a 3x3 window that lie inside the image.
 
@@ -100,12 +111,11 @@ class AvgPool3x3(nn.Module):
         self.stride = stride
 
     def forward(self, x):
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
             return F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
-        window = x.new_ones(x.shape[1], 1, 3, 3)
-        inside = F.conv2d(x.new_ones(1, 1, *x.shape[2:]), window[:1], stride=self.stride, padding=1)
-        share = inside.reciprocal().expand(1, x.shape[1], -1, -1).contiguous(memory_format=torch.channels_last)
-        return F.conv2d(x, window, stride=self.stride, padding=1, groups=x.shape[1]) * share  # no broadcast within an image
+        c, h, w = x.shape[1:]
+        total = F.conv2d(x, x.new_ones(c, 1, 3, 3), stride=self.stride, padding=1, groups=c)
+        return total * _shares(c, h, w, self.stride, x.dtype)
 
 
 class FactorizedReduce(nn.Module):

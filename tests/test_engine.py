@@ -177,6 +177,8 @@ before = {{k: p.detach().clone() for k, p in net.named_parameters()}}
 metrics = engine.train_epoch(net, batches, 1, optimizer, torch.tensor([0.5, 1, 1, 1.5]), path=lambda step: ALL_CONV, clip=1e9)
 gradient = {{k: before[k] - p.detach() for k, p in net.named_parameters()}}
 torch.save((gradient, metrics), sys.argv[1] + str(runtime.rank()))
+if runtime.world() > 1:
+    torch.distributed.destroy_process_group()
 """
 
 

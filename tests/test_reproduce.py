@@ -290,6 +290,8 @@ def test_a_report_has_the_papers_numbers_ours_and_nothing_guessed(tmp_path):
     assert "2000 / 50.00 / -1950.00 / 1" in text
     assert "4 of " in text and "commit: abc" in text and "Not the paper's setting" not in text
     assert lines and whole["fig2"][0] == {"row": "P1", "column": "seconds", "paper": 2000, "ours": [50.0]}
+    kept = list(reproduce.finished(plan, args))
+    assert len(kept) == 4 and {"stage": "P2_cifar10_cifar100_100x_s1", "result": {"seconds": 150.0}}.items() <= kept[2].items()
     small = args_of("report", "3a", "--scale", "small", "--out", tmp_path / "none")
     assert "**Not the paper's setting**" in reproduce.heading(reproduce.paper_plan(small)[0], small)
     own = args_of("report", "3a", "--source", "synthetic10", "--space", "darts", "--out", tmp_path / "none")
