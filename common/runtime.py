@@ -63,6 +63,7 @@ def launch(parse_args, main):
         traceback.print_exc()
         status = 1
     if dist.is_initialized() and status == 0:
+        leave_together()
         dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -130,6 +131,15 @@ def keep_freed_memory():
     mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
 
 
+def end_with_torchrun(number):
+    """Has Linux send this rank a signal when its torchrun is killed, which else it would outlive.
+
+    It would wait ten minutes for a store that is gone, or train on unnoticed in a folder that is to be resumed.
+    """
+    with suppress(OSError, AttributeError, TypeError):  # not Linux
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
+
+
 def setup(device, seed):
     """Joins the process group if started by torchrun, seeds, and returns this rank's torch.device.
 
@@ -152,7 +162,11 @@ def setup(device, seed):
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            end_with_torchrun(signal.SIGKILL)  # nothing else wakes it up here, and nothing is lost yet
         dist.init_process_group("nccl" if gpu_each else "gloo", timeout=timedelta(minutes=10))
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            end_with_torchrun(signal.SIGTERM)
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(seed)
@@ -177,6 +191,12 @@ def asked_to_stop():
 def barrier():
     if _together():
         dist.barrier()
+
+
+def leave_together():
+    """Waits for the other ranks: one that goes at once breaks the connection while they still read its last words."""
+    with suppress(RuntimeError):
+        barrier()
 
 
 def sum_over_ranks(tensor):
@@ -390,6 +410,7 @@ class Run:
                 dist.all_gather_object(ranks, mine)
             seconds = self.before + time.perf_counter() - self.clock
             self._save({"step": self.step, "seconds": seconds, "ranks": ranks})
+            leave_together()
             print0(f"{self.folder}: asked to stop; saved after epoch {len(self.history)} and {self.step} steps")
             raise SystemExit(128 + (_stop["signal"] or signal.SIGTERM))
 

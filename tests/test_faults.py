@@ -89,7 +89,7 @@ def test_a_signal_ends_it_with_its_status(number, status, images, tmp_path):
     assert runtime.load_checkpoint(tmp_path / "r/last.pt", "run in progress")["within"]["step"] > 0
 
 
-def test_two_ranks_are_stopped_together_and_go_on_exactly(images, tmp_path):
+def test_two_ranks_stop_together_and_go_on_exactly_though_torchrun_is_killed(images, tmp_path):
     argv = [
         "retrain.py",
         "--arch",
@@ -102,18 +102,20 @@ def test_two_ranks_are_stopped_together_and_go_on_exactly(images, tmp_path):
         "--batch-size",
         4,
         "--epochs",
-        4,
+        6,
         "--out",
     ]
     assert command(*argv, tmp_path / "whole", ranks=2).returncode == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    call = [str(a) for a in (*torchrun, *argv, tmp_path / "stopped")]
-    process = subprocess.Popen(call, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "stopped/metrics.jsonl").exists():
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    process.wait(timeout=60)
-    assert not (tmp_path / "stopped/result.json").exists()
+    call, last = [str(a) for a in (*torchrun, *argv, tmp_path / "stopped")], tmp_path / "stopped/last.pt"
+    for number, epochs in ((signal.SIGTERM, 1), (signal.SIGKILL, 3)):
+        process = subprocess.Popen(call, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        while not last.exists() or len(runtime.load_checkpoint(last, "run in progress")["history"]) < epochs:
+            time.sleep(0.01)
+        process.send_signal(number)
+        told = process.communicate(timeout=60)[1]  # until the ranks, which have its stderr, are gone as well
+        assert runtime.load_checkpoint(last, "run in progress")["within"], told.decode()
+        assert not (tmp_path / "stopped/result.json").exists()
     assert command(*argv, tmp_path / "stopped", ranks=2).returncode == 0
     assert product(tmp_path / "stopped") == product(tmp_path / "whole")
 
