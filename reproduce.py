@@ -17,16 +17,17 @@ import json
 import math
 import os
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
 import torch
 
 from common import data, engine, flags, runtime, spaces
+from common.kendall import kendall_tau
 
 PROCEDURES = ("P0", "P1", "P2", "P3")
 
@@ -145,7 +146,7 @@ def parse_args(argv=None):
         command.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)} (default all)")
         command.add_argument("--scale", choices=SCALES, default="paper", help="day: one GPU, a day; small: two CPU cores")
         command.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1 (default 3)")
-        command.add_argument("--ratios", type=int, nargs="+", metavar="R", help="only these imbalance ratios (default all)")
+        command.add_argument("--ratios", type=int, nargs="+", metavar="R", help="of Tables 3 to 6: only these (default all)")
         if name == "run":
             command.add_argument("--gpus", metavar="0,1,...", help="one run a GPU, side by side (default: one at a time)")
             command.add_argument("--shard", default="1/1", metavar="I/N", help="the I-th of N parts of the plan (default 1/1)")
@@ -175,6 +176,9 @@ def parse_args(argv=None):
         args.tables = [table for table in TABLES if table in args.tables or not args.tables]
         if args.seeds < 1:
             raise runtime.UserError(f"--seeds must be at least 1, not {args.seeds}")
+    args.out = os.path.normpath(args.out)  # one folder, one name: it is in the commands of the plan
+    if os.path.isabs(args.out) and os.path.commonpath([args.out, os.getcwd()]) == os.getcwd():
+        args.out = os.path.relpath(args.out)
     if args.source != args.target and short(args.source) == short(args.target):
         raise runtime.UserError(f"--source and --target need different names, not both '{short(args.source)}'")
     if getattr(args, "gpus", None) is not None:
@@ -316,7 +320,8 @@ def table_1(plan, args):
                 )
                 for seed in range(args.seeds)
             ]  # fmt: skip
-            yield f"{short(dataset)} {name}, {MMACS[name]} M FLOPs", f"{ratio}x", number, stages, ("accuracy", "all")
+            size = f"{MMACS[name]} M FLOPs" + (" in the paper" if args.channels else "")
+            yield f"{short(dataset)} {name}, {size}", f"{ratio}x", number, stages, ("accuracy", "all")
 
 
 def transfer(plan, args, paper, source, target):
@@ -431,13 +436,20 @@ def told(command):
     return shlex.join(["python", *command])
 
 
+def essence(command):
+    """The words of a command without the flags that say where it runs and not what."""
+    words, where = shlex.split(command), ("--device", "--data-root")
+    return [word for i, word in enumerate(words) if word not in where and words[i - 1] not in where]
+
+
 def done(plan, args, stage):
-    """Whether a stage has finished with just this command."""
+    """Whether a stage has finished with this command, on whatever device."""
     folder = os.path.join(args.out, stage)
     try:
         with open(os.path.join(folder, "config.json")) as config, open(os.path.join(folder, "result.json")) as result:
-            return json.load(config)["command"] == told(plan[stage]["command"]) and isinstance(json.load(result), dict)
-    except (OSError, ValueError, KeyError, TypeError):
+            same = essence(json.load(config)["command"]) == essence(told(plan[stage]["command"]))
+            return same and isinstance(json.load(result), dict)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -457,49 +469,72 @@ def shard(plan, part, parts):
     return [stage for stage in numbers if numbers[stage] % parts == part - 1]
 
 
+PATIENCE = 600  # seconds that a shard waits for a stage which failed in an earlier attempt of another shard
+
+
 def run(plan, args, mine, workers, show):
     """Runs those of the stages `mine` that are not done, dependencies first, one per worker at a time, each with its log.
 
     workers: the environment variables of each. show: whether to print what stages print. Needs that are not mine are waited
-    for, unless they have failed. Returns {stage: (exit status, last line)} of those that failed, and with a status of None
-    of those that could not begin because of it.
+    for, unless they fail, and so is another process that is at work in a stage's folder. Returns {stage: (exit status, last
+    line)} of those that failed, and with a status of None of those that could not begin because of it.
     """
     pending, running, failed, free, finished, waiting = list(mine), {}, {}, list(workers), 0, set()
 
-    def marker(stage):
-        return os.path.join(args.out, f"{stage}.failed")
+    def marked(stage):
+        """When the stage was last marked as failed; None if it is not."""
+        try:
+            return os.path.getmtime(os.path.join(args.out, f"{stage}.failed"))
+        except OSError:
+            return None
+
+    def lost(need):
+        """A mark that was there when we began says nothing, while the shard that it is of may be beginning again, too."""
+        if need in mine:
+            return need in failed
+        return marked(need) is not None and (marked(need) != marks[need] or time.monotonic() - begun > PATIENCE)
+
+    def wait_for(stage, what):
+        if (stage, what) not in waiting:
+            waiting.add((stage, what))
+            print(f"[{stage}] waits for {what}", flush=True)
 
     with runtime.users_mistake():
         os.makedirs(args.out, exist_ok=True)
+    begun, marks = time.monotonic(), {stage: marked(stage) for stage in plan}
     for stage in mine:
-        if os.path.exists(marker(stage)):
-            os.remove(marker(stage))
+        if marks[stage] is not None:
+            os.remove(os.path.join(args.out, f"{stage}.failed"))
     try:
         while pending or running:
             for stage in list(pending):
                 needs = [need for need in plan[stage]["needs"] if not done(plan, args, need)]
-                lost = [need for need in needs if need in failed or (need not in mine and os.path.exists(marker(need)))]
-                if lost:
-                    failed[stage] = None, f"{lost[0]} has failed"
+                without = next(filter(lost, needs), None)
+                if without:
+                    failed[stage] = None, f"{without} has failed"
                     pending.remove(stage)
-                    print(f"[{stage}] not run: {lost[0]} has failed", flush=True)
+                    print(f"[{stage}] not run: {without} has failed", flush=True)
                 elif done(plan, args, stage):
                     pending.remove(stage)
                     finished += 1
                     print(f"[{stage}] already finished: {finished} of {len(mine)} stages", flush=True)
-                elif not needs and free:
+                elif needs:
+                    for need in set(needs) - set(mine):
+                        wait_for(stage, f"{need}, which is another shard's")
+                elif free and runtime.at_work(os.path.join(args.out, stage)):
+                    wait_for(stage, "another process that is at work in its folder")
+                elif free:
                     pending.remove(stage)
-                    environment = free.pop()
-                    running[stage] = (*start(plan, args, stage, environment, show), environment)
-                else:
-                    for need in set(needs) - set(mine) - waiting:
-                        waiting.add(need)
-                        print(f"[{stage}] waits for {need}, which is another shard's", flush=True)
+                    with runtime.uninterrupted():  # a signal in between would leave a stage that nobody knows of
+                        running[stage] = (*start(plan, args, stage, free[-1]), free.pop())
             time.sleep(0.2)
-            for stage, (process, relay, environment) in list(running.items()):
-                if process.poll() is None:
+            for stage, (process, printed, environment) in list(running.items()):
+                ended = process.poll() is not None
+                for line in printed if show else ():
+                    print(f"[{stage}] {line}", end="", flush=True)
+                if not ended:
                     continue
-                relay.join()
+                printed.close()
                 del running[stage]
                 free.append(environment)
                 if process.returncode == 0 and done(plan, args, stage):
@@ -511,7 +546,7 @@ def run(plan, args, mine, workers, show):
                     if process.returncode == 0:
                         end += "\nits folder holds a run that another command has finished"
                     failed[stage] = process.returncode, end.rsplit("\n", 1)[-1]
-                    runtime.write(marker(stage), end)
+                    runtime.write(os.path.join(args.out, f"{stage}.failed"), end)
                     print(
                         f"[{stage}] failed with exit status {process.returncode}; the end of {log(args, stage)}:\n{end}",
                         flush=True,
@@ -528,27 +563,20 @@ def log(args, stage):
     return os.path.join(args.out, f"{stage}.log")
 
 
-def start(plan, args, stage, environment, show):
-    """(process, thread that copies what it prints to its log, and to the screen if `show`)."""
+def start(plan, args, stage, environment):
+    """(process, its log, opened where its own lines begin). It is asked to stop if this process ends, however that ends."""
     command = plan[stage]["command"]
     print(f"[{stage}] {told(command)}", flush=True)
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), command[0])
-    process = subprocess.Popen(
-        [sys.executable, script, *command[1:]], env={**os.environ, **environment}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,  # Ctrl-C comes once, by way of `run`
-    )  # fmt: skip
-
-    def relay():
-        with open(log(args, stage), "a") as file:
-            for line in process.stdout:
-                file.write(line)
-                file.flush()
-                if show:
-                    print(f"[{stage}] {line}", end="", flush=True)
-
-    thread = threading.Thread(target=relay)
-    thread.start()
-    return process, thread
+    with open(log(args, stage), "a") as file:
+        process = subprocess.Popen(
+            [sys.executable, script, *command[1:]], env={**os.environ, **environment}, stdout=file, stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C comes once, by way of `run`
+            preexec_fn=lambda: runtime.end_with_parent(signal.SIGTERM),
+        )  # fmt: skip
+        printed = open(log(args, stage), errors="replace")  # noqa: SIM115
+        printed.seek(file.tell())
+    return process, printed
 
 
 # Pricing
@@ -726,21 +754,42 @@ def costs(entries, parts, args):
 
 
 def correlations(plan, args, parts):
-    """Figure 1, by `rank_transfer.py --tabulate` over the finished runs: adds its text to parts, returns its tau.json."""
+    """Figure 1, from the finished runs: tau of each seed, and `rank_transfer.py --tabulate`, whose tau.json it returns."""
     stages = [s for s in plan if plan[s]["command"][0] == "rank_transfer.py" and done(plan, args, s)]
     parts.append("The paper's cells are not legible in our copy: tau is high between balanced datasets and low otherwise.\n")
     if not stages:
         return None
+    files, accuracies = [os.path.join(args.out, s, "accuracies.jsonl") for s in stages], {}
+    for path in files:
+        with open(path) as file:
+            for line in map(json.loads, file):
+                of_seed = accuracies.setdefault(f"{short(line['dataset'])} {line['imbalance']:g}x", {})
+                of_seed.setdefault(line["seed"], {})[line["arch"]] = line["accuracy"]
+    rows = []
+    for i, one in enumerate(accuracies):
+        rows.append([one])
+        for j, other in enumerate(accuracies):
+            shared = accuracies[one].keys() & accuracies[other].keys()
+            taus = [correlation(accuracies[one][seed], accuracies[other][seed]) for seed in sorted(shared)]
+            rows[-1].append(summary(None, [tau for tau in taus if tau == tau]) if i < j else "")
+    parts.append("Kendall's tau between the settings, of each seed:\n")
+    parts.append(markdown(["", *accuracies], rows))
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "rank_transfer.py")
-    command = [sys.executable, script, "--tabulate", *(os.path.join(args.out, s, "accuracies.jsonl") for s in stages)]
+    command = [sys.executable, script, "--tabulate", *files]
     command += ["--out", os.path.join(args.out, "figure1"), "--plot", os.path.join(args.out, "figure1.png")]
     made = subprocess.run(command, capture_output=True, text=True)
     if made.returncode and "matplotlib" not in made.stderr:
         raise runtime.UserError(f"rank_transfer.py --tabulate: {made.stderr.strip()}")
-    parts.append(f"```\n{made.stdout.strip()}\n```\n")
+    parts.append(f"And of their means over seeds:\n\n```\n{made.stdout.strip()}\n```\n")
     parts.append(made.stderr if made.returncode else "![Figure 1](figure1.png)\n")
     with open(os.path.join(args.out, "figure1", "tau.json")) as file:
         return json.load(file)
+
+
+def correlation(one, other):
+    """Kendall's tau over the architectures that both have accuracies of; NaN if they are fewer than two."""
+    shared = sorted(one.keys() & other.keys())
+    return kendall_tau(*([accuracies[arch] for arch in shared] for accuracies in (one, other))) if len(shared) > 1 else math.nan
 
 
 def quick_table(plan, subnets, args):

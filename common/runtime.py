@@ -86,6 +86,18 @@ def _asked_to_stop(number, frame):
     _stop["signal"] = number
 
 
+@contextmanager
+def uninterrupted():
+    """Inside, a signal to stop waits for the end of the block."""
+    _stop["in a step"] = True
+    try:
+        yield
+    finally:
+        _stop["in a step"] = False
+    if _stop["signal"]:
+        raise SystemExit(128 + _stop["signal"])
+
+
 # Processes
 
 
@@ -131,10 +143,11 @@ def keep_freed_memory():
     mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
 
 
-def end_with_torchrun(number):
-    """Has Linux send this rank a signal when its torchrun is killed, which else it would outlive.
+def end_with_parent(number):
+    """Has Linux send this process a signal when the one that started it dies, which else it would outlive.
 
-    It would wait ten minutes for a store that is gone, or train on unnoticed in a folder that is to be resumed.
+    A rank without its torchrun would wait ten minutes for a store that is gone, or train on unnoticed in a folder that is
+    to be resumed.
     """
     with suppress(OSError, AttributeError, TypeError):  # not Linux
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
@@ -163,10 +176,10 @@ def setup(device, seed):
         torch.backends.cudnn.benchmark = True
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            end_with_torchrun(signal.SIGKILL)  # nothing else wakes it up here, and nothing is lost yet
+            end_with_parent(signal.SIGKILL)  # nothing else wakes it up here, and nothing is lost yet
         dist.init_process_group("nccl" if gpu_each else "gloo", timeout=timedelta(minutes=10))
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            end_with_torchrun(signal.SIGTERM)
+            end_with_parent(signal.SIGTERM)
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(seed)
@@ -273,6 +286,20 @@ def environment(device):
 
 
 _locks = {}  # of this process: path -> open file
+
+
+def at_work(folder):
+    """Whether a process is at work in a run folder, as far as this system can tell."""
+    try:
+        import fcntl
+
+        with open(os.path.join(folder, "lock")) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        pass
+    return False
 
 
 class Run:

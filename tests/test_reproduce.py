@@ -1,5 +1,6 @@
 """The plan of the paper's runs, how it is run, and what is reported."""
 
+import fcntl
 import importlib
 import json
 import os
@@ -7,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -169,6 +171,17 @@ def test_figure_1_is_priced_at_its_own_multiply_accumulates():
 # Running
 
 
+RUN_PART = """
+import sys; sys.path.insert(0, sys.argv[1])
+import json, reproduce
+from argparse import Namespace
+from common import runtime
+plan, args = json.loads(sys.argv[2]), Namespace(out=sys.argv[3], jobs=1, gpus=None)
+part = reproduce.shard(plan, int(sys.argv[4]), 2)
+runtime.launch(lambda: args, lambda args: reproduce.run(plan, args, part, reproduce.workers(args), show=False))
+"""
+
+
 @pytest.fixture
 def stubs(tmp_path, monkeypatch):
     """A function that makes a plan of stages which do nothing, from {stage: (how, needs)}."""
@@ -215,7 +228,8 @@ def test_a_stage_that_another_command_has_finished_fails_and_nobody_waits_for_it
     assert failed["a"] == (0, "its folder holds a run that another command has finished") and failed["b"][0] is None
 
 
-def test_a_need_that_failed_in_another_shard_is_an_error_until_it_is_done(stubs, tmp_path):
+def test_a_need_that_failed_in_another_shard_is_an_error_until_it_is_done(stubs, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "PATIENCE", 0)
     plan = stubs({"a": ("fails", []), "b": ("ok", ["a"])})
     reproduce.run(plan, stubs.args, ["a"], reproduce.workers(stubs.args), show=False)
     assert reproduce.run(plan, stubs.args, ["b"], reproduce.workers(stubs.args), show=False) == {"b": (None, "a has failed")}
@@ -224,15 +238,95 @@ def test_a_need_that_failed_in_another_shard_is_an_error_until_it_is_done(stubs,
     assert not reproduce.run(plan, stubs.args, ["b"], reproduce.workers(stubs.args), show=False)
 
 
-RUN_PART = """
-import sys; sys.path.insert(0, sys.argv[1])
-import json, reproduce
-from argparse import Namespace
-from common import runtime
-plan, args = json.loads(sys.argv[2]), Namespace(out=sys.argv[3], jobs=1, gpus=None)
-part = reproduce.shard(plan, int(sys.argv[4]), 2)
-runtime.launch(lambda: args, lambda args: reproduce.run(plan, args, part, reproduce.workers(args), show=False))
+def test_an_old_mark_of_failure_does_not_count_while_its_shard_begins_again(stubs, tmp_path):
+    plan = stubs({"a": ("fails", []), "b": ("ok", ["a"])})
+    reproduce.run(plan, stubs.args, ["a"], reproduce.workers(stubs.args), show=False)
+    argv = [sys.executable, "-c", RUN_PART.replace("reproduce.shard(plan, int(sys.argv[4]), 2)", "[sys.argv[4]]"), str(ROOT)]
+    b = subprocess.Popen([*argv, json.dumps(plan), stubs.args.out, "b"], stdout=subprocess.PIPE, text=True)
+    assert "waits for a" in b.stdout.readline()  # which has failed, in the attempt before
+    (tmp_path / "mended").touch()
+    assert not reproduce.run(plan, stubs.args, ["a"], reproduce.workers(stubs.args), show=False)
+    assert b.wait(timeout=30) == 0 and stubs.ran() == ["a", "a", "b"]
+
+
+def test_a_stage_that_somebody_is_at_work_in_is_waited_for(stubs, capfd):
+    plan = stubs({"a": ("ok", [])})
+    folder = Path(stubs.args.out, "a")
+    folder.mkdir(parents=True)
+    lock = open(folder / "lock", "w")  # noqa: SIM115
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    threading.Timer(1, lock.close).start()
+    begun = time.monotonic()
+    assert not reproduce.run(plan, stubs.args, ["a"], reproduce.workers(stubs.args), show=False)
+    assert time.monotonic() - begun > 0.9 and stubs.ran() == ["a"]
+    assert "[a] waits for another process" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("number", (signal.SIGKILL, signal.SIGHUP))
+def test_stages_end_with_a_runner_that_is_killed(number, stubs):
+    (Path(stubs.args.out).parent / "stub.py").write_text(STUB.replace("0.3", "0.3 if os.path.exists('mended') else 30"))
+    plan = stubs({"a": ("slow", []), "b": ("ok", ["a"])})
+    argv = [sys.executable, "-c", RUN_PART.replace("reproduce.shard(plan, int(sys.argv[4]), 2)", "list(plan)"), str(ROOT)]
+    runner = subprocess.Popen([*argv, json.dumps(plan), stubs.args.out, "1"])
+    while not Path(stubs.args.out, "a.log").exists() or "working" not in Path(stubs.args.out, "a.log").read_text():
+        time.sleep(0.01)
+    stage_of = f"stub.py {os.path.join(stubs.args.out, 'a')} slow"
+    assert subprocess.run(["pgrep", "-f", stage_of], capture_output=True).returncode == 0
+    runner.send_signal(number)
+    runner.wait(timeout=10)
+    for _ in range(100):
+        if subprocess.run(["pgrep", "-f", stage_of], capture_output=True).returncode:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("the stage lives on")
+    Path("mended").touch()
+    assert not reproduce.run(plan, stubs.args, list(plan), reproduce.workers(stubs.args), show=False)
+
+
+def test_a_signal_while_a_stage_is_being_started_ends_it_too(stubs):
+    (Path(stubs.args.out).parent / "stub.py").write_text(STUB.replace("0.3", "30"))
+    plan = stubs({"a": ("slow", [])})
+    patch = """
+import os, signal, subprocess
+real = reproduce.start
+def start(*args):
+    made = real(*args)
+    print(made[0].pid, flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    return made
+reproduce.start = start
 """
+    script = RUN_PART.replace("reproduce.shard(plan, int(sys.argv[4]), 2)", "list(plan)").replace(
+        "plan, args =", patch + "plan, args =", 1
+    )
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script, str(ROOT), json.dumps(plan), stubs.args.out, "1"],
+                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    assert done.returncode == 130 and time.monotonic() - begun < 25
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout.split()[-1]), 0)
+
+
+def test_what_is_shown_is_what_the_stages_print_this_time(stubs, capfd):
+    plan = stubs({"a": ("fails", []), "b": ("ok", [])})
+    for _ in range(2):
+        reproduce.run(plan, stubs.args, list(plan), reproduce.workers(stubs.args), show=True)
+        assert capfd.readouterr().out.count("[a] working") == 1
+
+
+def test_a_folder_is_the_same_however_it_is_written_and_on_whatever_device(stubs, tmp_path):
+    outs = [args_of("list", "--out", out).out for out in ("u", "./u/", tmp_path / "u", "x/../u")]
+    assert set(outs) == {"u"} and args_of("list", "--out", "/elsewhere/u").out == "/elsewhere/u"
+    args = args_of("report", "fig2", "--device", "cpu", "--out", "u")
+    plan, _ = reproduce.paper_plan(args)
+    stage_name = next(iter(plan))
+    finish(plan, args, stage_name, {"seconds": 1.0})
+    for argv in (["--device", "cuda"], ["--data-root", "elsewhere"], []):
+        assert reproduce.done(reproduce.paper_plan(args_of("report", "fig2", *argv, "--out", "u"))[0], args, stage_name)
+    assert not reproduce.done(
+        reproduce.paper_plan(args_of("report", "fig2", "--space", "darts", "--out", "u"))[0], args, stage_name
+    )
 
 
 def test_two_shards_share_a_plan_and_run_nothing_twice(stubs):
@@ -290,12 +384,33 @@ def test_a_report_has_the_papers_numbers_ours_and_nothing_guessed(tmp_path):
     assert "2000 / 50.00 / -1950.00 / 1" in text
     assert "4 of " in text and "commit: abc" in text and "Not the paper's setting" not in text
     assert lines and whole["fig2"][0] == {"row": "P1", "column": "seconds", "paper": 2000, "ours": [50.0]}
+    small_1 = args_of("report", "1", "--scale", "small", "--out", tmp_path / "none")
+    assert "A1, 410 M FLOPs in the paper |" in reproduce.report(*reproduce.paper_plan(small_1), small_1)[1]
     kept = list(reproduce.finished(plan, args))
     assert len(kept) == 4 and {"stage": "P2_cifar10_cifar100_100x_s1", "result": {"seconds": 150.0}}.items() <= kept[2].items()
     small = args_of("report", "3a", "--scale", "small", "--out", tmp_path / "none")
     assert "**Not the paper's setting**" in reproduce.heading(reproduce.paper_plan(small)[0], small)
     own = args_of("report", "3a", "--source", "synthetic10", "--space", "darts", "--out", tmp_path / "none")
     assert "setting**: source synthetic10, space darts." in reproduce.heading(reproduce.paper_plan(own)[0], own)
+
+
+def test_figure_1_has_tau_of_each_seed(tmp_path):
+    """Against a hand count: of three architectures, one pair is in the other order in seed 1."""
+    args = args_of("report", "fig1", "--seeds", 2, "--out", tmp_path)
+    plan, cells = reproduce.paper_plan(args)
+    archs = [nats.to_string((3, 3, 3, 3, gene, 1)) for gene in (0, 1, 4)]
+    ranks = {("cifar10", 1.0, 0): (1, 2, 3), ("cifar10", 1.0, 1): (1, 2, 3), ("cifar100", 100.0, 0): (1, 2, 3),
+             ("cifar100", 100.0, 1): (1, 3, 2)}  # fmt: skip
+    for (dataset, ratio, seed), accuracies in ranks.items():
+        name = f"rank_{dataset}_{ratio:g}x_s{seed}"
+        assert name in plan, list(plan)
+        finish(plan, args, name, {})
+        lines = [{"arch": a, "dataset": dataset, "imbalance": ratio, "seed": seed, "accuracy": 50.0 + r}
+                 for a, r in zip(archs, accuracies, strict=True)]  # fmt: skip
+        (tmp_path / name / "accuracies.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, text = reproduce.report(plan, cells, args)
+    assert "| cifar10 1x |  |  / 0.67 ± 0.47 /  / 2 |" in text and "not legible" in text
+    assert "And of their means over seeds" in text
 
 
 @pytest.mark.parametrize(
