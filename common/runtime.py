@@ -8,6 +8,7 @@ import os
 import platform
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -177,6 +178,11 @@ def setup(device, seed):
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         if "TORCHELASTIC_RUN_ID" in os.environ:
             end_with_parent(signal.SIGKILL)  # nothing else wakes it up here, and nothing is lost yet
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # else the first rank opens the store, in its own time
+            try:
+                socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=30).close()
+            except OSError:
+                raise OSError("torchrun has ended before this rank began") from None
         dist.init_process_group("nccl" if gpu_each else "gloo", timeout=timedelta(minutes=10))
         if "TORCHELASTIC_RUN_ID" in os.environ:
             end_with_parent(signal.SIGTERM)

@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -118,6 +119,17 @@ def test_two_ranks_stop_together_and_go_on_exactly_though_torchrun_is_killed(ima
         assert not (tmp_path / "stopped/result.json").exists()
     assert command(*argv, tmp_path / "stopped", ranks=2).returncode == 0
     assert product(tmp_path / "stopped") == product(tmp_path / "whole")
+
+
+def test_a_rank_whose_torchrun_is_gone_ends_at_once(tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = str(listener.getsockname()[1])  # and nobody listens there
+    variables = {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "localhost",
+                 "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}  # fmt: skip
+    done = subprocess.run([sys.executable, "train_supernet.py", "--out", tmp_path / "r"], cwd=ROOT, env=ENVIRONMENT | variables,
+                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "error: torchrun has ended before this rank began\n")
 
 
 def test_a_lost_rank_ends_the_others_and_other_flags_are_noticed(images, tmp_path):
