@@ -4,6 +4,7 @@ import argparse
 import ctypes
 import io
 import json
+import math
 import os
 import platform
 import shlex
@@ -77,11 +78,17 @@ def _tell(error, status):
     return status
 
 
-_stop = {"in a step": False, "signal": None}
+_stop = {"in a step": False, "signal": None, "at": -math.inf}
 
 
 def _asked_to_stop(number, frame):
-    """Leaves at once, unless a training step is going on, which is to be finished; the second time, at once anyway."""
+    """Leaves at once, unless a training step is going on, which is to be finished; the second time, at once anyway.
+
+    What comes within five seconds is the same time: Linux sends `end_with_parent` once for every thread that the parent had.
+    """
+    if time.monotonic() - _stop["at"] < 5:
+        return
+    _stop["at"] = time.monotonic()
     if not _stop["in a step"] or _stop["signal"]:
         raise SystemExit(128 + number)
     _stop["signal"] = number
