@@ -92,12 +92,13 @@ def sep_conv(channels, kernel, stride, affine):
     return nn.Sequential(depthwise_conv(channels, kernel, stride, 1, affine), depthwise_conv(channels, kernel, 1, 1, affine))
 
 
-@functools.cache
 def _shares(c, h, w, stride, dtype):
     """(1, C, H / stride, W / stride), channels-last: 1 / the pixels of each 3x3 window that lie inside the image."""
-    with torch.inference_mode(False):
-        inside = F.conv2d(torch.ones(1, 1, h, w), torch.ones(1, 1, 3, 3), stride=stride, padding=1)
-        return inside.reciprocal().expand(1, c, -1, -1).to(dtype).contiguous(memory_format=torch.channels_last)
+    inside = F.conv2d(torch.ones(1, 1, h, w), torch.ones(1, 1, 3, 3), stride=stride, padding=1)
+    return inside.reciprocal().expand(1, c, -1, -1).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+_kept_shares = functools.cache(_shares)
 
 
 class AvgPool3x3(nn.Module):
@@ -111,11 +112,15 @@ class AvgPool3x3(nn.Module):
         self.stride = stride
 
     def forward(self, x):
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
+        if x.device.type != "cpu":
             return F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
         c, h, w = x.shape[1:]
         total = F.conv2d(x, x.new_ones(c, 1, 3, 3), stride=self.stride, padding=1, groups=c)
-        return total * _shares(c, h, w, self.stride, x.dtype)
+        if torch.compiler.is_compiling():
+            return total * _shares(c, h, w, self.stride, x.dtype)
+        with torch.inference_mode(False):  # else what scoring keeps could not be used in training
+            share = _kept_shares(c, h, w, self.stride, x.dtype)
+        return total * share
 
 
 class FactorizedReduce(nn.Module):
