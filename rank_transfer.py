@@ -262,6 +262,11 @@ def main(args):
     os.makedirs(folder, exist_ok=True)
     files = {unit: os.path.join(folder, hashlib.sha1(repr(unit).encode()).hexdigest()[:16] + ".json") for unit in units}
 
+    def facts(unit):
+        """What a line of accuracies.jsonl says besides the accuracy."""
+        arch, dataset, ratio, seed = unit
+        return {"method": method, "arch": space.to_string(arch), "dataset": dataset, "imbalance": ratio, "seed": seed}
+
     def missing():
         there = set(os.listdir(folder))
         return [unit for unit in units if os.path.basename(files[unit]) not in there]
@@ -272,8 +277,11 @@ def main(args):
             if os.path.exists(files[unit]):
                 with runtime.users_mistake(files[unit]), open(files[unit]) as file:
                     line = json.load(file)
-                    if not isinstance(line, dict) or "seconds" not in line:
+                    numbers = [isinstance(line, dict) and line.get(key) for key in ("accuracy", "seconds")]
+                    if not all(isinstance(n, float) and 0 <= n < math.inf for n in numbers) or numbers[0] > 100:
                         raise ValueError("this is not a unit: remove the file, and it is trained anew")
+                    if line != facts(unit) | {"accuracy": numbers[0], "seconds": numbers[1]}:
+                        raise ValueError("this is another unit: remove the file, and it is trained anew")
                 seconds += line.pop("seconds")
                 lines.append(line)
         run.write_lines("accuracies.jsonl", lines)
@@ -283,12 +291,12 @@ def main(args):
     todo, ranks, spent, seen = missing(), runtime.world(), 0.0, 0
     runtime.barrier()  # nobody adds to the folder before everybody has looked
     for unit in todo[runtime.rank() :: ranks]:
-        arch, dataset, ratio, seed = unit
+        _, dataset, ratio, seed = unit
         start = time.perf_counter()
         with runtime.users_mistake(), runtime.alone():
             found = accuracy(*unit)
         seconds = time.perf_counter() - start
-        line = {"method": method, "arch": space.to_string(arch), "dataset": dataset, "imbalance": ratio, "seed": seed}
+        line = facts(unit)
         runtime.write(files[unit], json.dumps({**line, "accuracy": found, "seconds": seconds}))
         if runtime.rank() == 0:
             gather()

@@ -35,7 +35,7 @@ def parse_args(argv=None):
                 args.arch = str(json.load(file)["best"]["arch"])
         except FileNotFoundError:
             raise runtime.UserError(f"there is no file '{args.arch}'") from None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise runtime.UserError(f"'{args.arch}' is not a result.json of search.py") from None
     args.space = spaces.name_of(args.arch)
     for name, value in spaces.SPACES[args.space].DEFAULTS.items():

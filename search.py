@@ -9,6 +9,7 @@ top k. Paper: 20 generations of 50.
 """
 
 import json
+import math
 import os
 import time
 
@@ -94,14 +95,16 @@ def main(args):
     # data
     with runtime.users_mistake(), runtime.first_rank_first():
         train, val = data.load(("train", "val"), **checkpoint["data"], root=args.data_root, device=device)
-    score_path = engine.scorer(net, train, val, args.bn_images, args.seed)
+    with runtime.users_mistake(args.supernet):
+        score_path = engine.scorer(net, train, val, args.bn_images, args.seed)
 
     # optimiser: evolution, on scores that a run which was interrupted need not compute again
     known = {}
     if os.path.exists(run.path("scores.jsonl")):
         with runtime.users_mistake(run.path("scores.jsonl")), open(run.path("scores.jsonl")) as file:
             for line in map(json.loads, file):
-                if not isinstance(line, dict) or not all(isinstance(line.get(k), float) for k in ("accuracy", "seconds")):
+                numbers = [isinstance(line, dict) and line.get(key) for key in ("accuracy", "seconds")]
+                if not all(isinstance(n, float) and 0 <= n < math.inf for n in numbers) or numbers[0] > 100:
                     raise ValueError(f"'{str(line)[:60]}' is not a score")
                 known[space.from_string(str(line.get("arch")))] = line
     run.config["data"] = checkpoint["data"]

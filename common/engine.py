@@ -117,6 +117,10 @@ def train_epoch(
             run.step_done(totals, asked)
     sound = int(totals[4])
     loss, weight, correct, seen, _ = sum_over_ranks(totals).tolist()
+    with torch.no_grad():  # the last step may have broken what no loss has seen yet
+        whole = torch.stack([torch.isfinite(p).all() for p in net.parameters()]).all().item()
+    if math.isfinite(loss) and not whole:
+        raise UserError(f"the weights are not finite after epoch {epoch}: a lower --lr or --clip may help")
     if not math.isfinite(loss):
         arch = "" if path is None else f", architecture {net.to_string(path((epoch - 1) * len(batches) + sound))}"
         raise UserError(f"the loss is not finite since epoch {epoch}, step {sound + 1}{arch}: a lower --lr or --clip may help")
@@ -200,8 +204,11 @@ def scorer(net, train, val, bn_images, seed):
     """A function from an architecture to the accuracy in % of that path of a super-net, its BN rebuilt first: Acc of Eq. 2.
 
     train, val: splits on the device. All architectures see the same images, gathered here once: `bn_images` of train for
-    the BN statistics, which ones is drawn by seed, and all of val.
+    the BN statistics, which ones is drawn by seed, and all of val. ValueError if they have more classes than the net.
     """
+    classes = net.classifier.out_features
+    if max(int(labels.max()) for _, labels in (train, val)) >= classes:
+        raise ValueError(f"the super-net knows {classes} classes, and the data have more")
     normalise = Normalise(*channel_stats(train[0]), train[0].shape[2], train[0].device)
     # Augmented, as in training: plain images, which have no black borders, give other statistics and a worse ranking.
     bn_chunks = chunks_of(next(Batches(train, normalise, bn_images, seed).epoch(0))[0])

@@ -6,6 +6,8 @@ import math
 from . import engine
 from .runtime import UserError
 
+MOST = 10**7  # of anything that is counted: beyond it nothing ends in a lifetime
+
 
 def add_run(parser, out, seeds=False):
     """seeds: several may be given."""
@@ -89,8 +91,8 @@ def schedule(args, epochs, milestones, reweight_from):
     epochs, milestones, reweight_from: the paper's. UserError for an epoch beyond the last.
     """
     args.epochs = epochs if args.epochs is None else args.epochs
-    if args.epochs < 1:
-        raise UserError(f"--epochs must be at least 1, not {args.epochs}")
+    if not 1 <= args.epochs < MOST:
+        raise UserError(f"--epochs must be at least 1 and below {MOST:g}, not {args.epochs}")
 
     def scaled(epoch):
         return math.ceil(epoch * args.epochs / epochs)
@@ -114,8 +116,10 @@ def check(args):
         for name in names.split():
             values = getattr(args, name, None)
             for value in values if isinstance(values, list) else [values]:
-                if value is not None and not least <= value < 2**63:
-                    raise UserError(f"{_flag(name)} must be at least {least}, not {value}")
+                most = 2**63 if "seed" in name else MOST
+                if value is not None and not least <= value < most:
+                    wanted = f"at least {least}" if not value >= most else f"below {most:g}"
+                    raise UserError(f"{_flag(name)} must be {wanted}, not {value}")
     for name in ("lr", "clip", "max_mmacs"):
         value = getattr(args, name, None)
         if value is not None and not 0 < value < math.inf:
@@ -123,8 +127,14 @@ def check(args):
     if not 0 <= getattr(args, "mutate_probability", 0) <= 1:
         raise UserError(f"--mutate-probability must be from 0 to 1, not {args.mutate_probability}")
     size = getattr(args, "image_size", 32)
-    if size < 4 or size % 4:
-        raise UserError(f"--image-size must be a multiple of 4, since it is halved twice, not {size}")
+    if not 4 <= size <= 1024 or size % 4:
+        raise UserError(f"--image-size must be a multiple of 4 up to 1024, since it is halved twice, not {size}")
+    if (getattr(args, "channels", None) or 0) > 4096:
+        raise UserError(f"--channels must be at most 4096, not {args.channels}")
+    try:
+        getattr(args, "out", "").encode()
+    except UnicodeEncodeError:
+        raise UserError(f"--out is not a text in UTF-8: {args.out!r}") from None
 
 
 def _flag(name):

@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import errno
 import io
 import json
 import math
@@ -43,7 +44,11 @@ def users_mistake(where=""):
     """Inside, a ValueError or an unreadable file is the user's mistake: a bad string, image, folder or checkpoint."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT):
+            raise  # the disk's
+        raise UserError(f"{where}: {error}" if where else str(error)) from error
+    except (ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{where}: {error}" if where else str(error)) from error
 
 
@@ -52,6 +57,7 @@ def launch(parse_args, main):
     SIGTERM and SIGINT end it with 143 and 130, after what `Run.step_done` does while it trains."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _asked_to_stop)
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
         main(parse_args())
         status = 0
@@ -61,20 +67,26 @@ def launch(parse_args, main):
         status = _tell(error, 1)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else _tell(end.code, 1) if end.code else 0
-    except Exception:
-        traceback.print_exc()
-        status = 1
+    except Exception as error:
+        if world() > 1 and isinstance(error, RuntimeError) and "peer" in str(error):
+            status = _tell("another rank has ended, and so must this one", 1)
+        else:
+            traceback.print_exc()
+            status = 1
     if dist.is_initialized() and status == 0:
         leave_together()
         dist.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # nobody reads any more, or the disk is full
+        sys.stdout.flush()
+        sys.stderr.flush()
     # Without waiting for the other ranks: after an error they may be inside a collective that will never end.
     os._exit(status) if dist.is_initialized() else sys.exit(status)
 
 
 def _tell(error, status):
-    print(f"error: {' '.join(str(error).split()).removeprefix('error: ')}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # in one piece, since ranks speak at once
+        sys.stderr.write(f"error: {' '.join(str(error).split()).removeprefix('error: ')}\n")
+        sys.stderr.flush()
     return status
 
 
@@ -171,7 +183,7 @@ def setup(device, seed):
     try:
         device = torch.device(device)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except Exception as error:  # each kind of device has its own
         raise UserError(f"cannot use the device '{device}': {str(error).splitlines()[0]}") from None
     local = int(os.environ.get("LOCAL_RANK", 0))
     gpu_each = False
@@ -248,7 +260,9 @@ def write(path, content):
         with suppress(OSError):
             os.remove(beside)
         if isinstance(error, OSError):
-            raise OSError(f"cannot write '{path}': {error.strerror}") from None
+            told = OSError(f"cannot write '{path}': {error.strerror}")
+            told.errno = error.errno
+            raise told from None
         raise
 
 
@@ -280,13 +294,15 @@ def load_checkpoint(path, kind):
 
 def environment(device):
     """What a number depends on besides its flags."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=os.path.dirname(__file__)
-    )
+    try:
+        git = ["git", "describe", "--always", "--dirty"]
+        commit = subprocess.run(git, capture_output=True, text=True, cwd=os.path.dirname(__file__)).stdout.strip()
+    except OSError:
+        commit = ""  # no git here
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-        "commit": commit.stdout.strip() or None,
+        "commit": commit or None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
@@ -296,6 +312,16 @@ def environment(device):
         "threads": torch.get_num_threads(),
         "ranks": world(),
     }
+
+
+def _copy(to, source):
+    """Copies {name: tensor} into tensors of the same names. ValueError if one is of another shape or type, or not finite."""
+    kinds = [{n: (t.shape, t.dtype, t.layout) for n, t in tensors.items()} for tensors in (to, source)]
+    if kinds[0] != kinds[1] or not all(torch.isfinite(t).all() for t in source.values()):
+        raise ValueError
+    with torch.no_grad():
+        for name, tensor in source.items():
+            to[name].copy_(tensor)
 
 
 _locks = {}  # of this process: path -> open file
@@ -329,8 +355,8 @@ class Run:
             try:
                 with open(config) as file:
                     saved = json.load(file)
-                    before, self.chosen = dict(saved["flags"]), dict(saved["chosen"])
-            except (OSError, ValueError, KeyError, TypeError):
+                    before, self.chosen = {**saved["flags"]}, {**saved["chosen"]}
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(f"'{config}' is not the config.json of a run, or is damaged") from None
             differ = [k for k in sorted(before.keys() | flags.keys()) if before.get(k) != flags.get(k)]
             if differ:
@@ -401,28 +427,44 @@ class Run:
         if os.path.exists(self.path("last.pt")):
             last = load_checkpoint(self.path("last.pt"), "run in progress")
             try:
-                net.load_state_dict(last["net"])
-                optimizer.load_state_dict(last["optimizer"])
-                self.history, self.seconds, within = last["history"], last["seconds"], last["within"]
-                if within:
-                    self._resume_within(**within)
-            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
+                self._take_up(last)
+            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError):
                 raise UserError(f"'{self.path('last.pt')}' is not of this run, or is damaged") from None
             print0(f"{self.folder}: resumed after epoch {len(self.history)}" + (f" and {self.step} steps" if self.step else ""))
         self.clock = time.perf_counter()
         return len(self.history) + 1
 
-    def _resume_within(self, step, seconds, ranks):
-        """Goes on after a step of an epoch. ranks: what each had of its own; as many ranks as before go on exactly."""
-        self.step, self.before = step, seconds
-        mine = ranks[rank()] if len(ranks) == world() else ranks[0]
-        device = next(self.net.parameters()).device
-        for name, buffer in self.net.named_buffers():
-            buffer.copy_(mine["buffers"][name])
-        if len(ranks) == world():
-            self.totals = mine["totals"].to(device)
-        elif rank() == 0:
-            self.totals = sum(part["totals"] for part in ranks).to(device)
+    def _take_up(self, last):
+        """Goes on from last.pt, after all in it has been looked at. Any of the errors that `resume` knows says no."""
+        epochs, within = self.config["flags"]["epochs"], last["within"]
+        history, seconds = list(last["history"]), float(last["seconds"])
+        if last["flags"] != self.config["flags"] or not 0 <= seconds < math.inf or len(history) > epochs:
+            raise ValueError
+        for epoch, line in enumerate(history, start=1):
+            numbers = [line["loss"], line["accuracy"], line["seconds"]]
+            if line["epoch"] != epoch or not all(isinstance(n, float) and math.isfinite(n) for n in numbers):
+                raise ValueError
+        _copy(dict(self.net.state_dict()), last["net"])
+        _copy(self._momenta(), last["momenta"])
+        self.history, self.seconds = history, seconds
+        if within is not None:  # after a step of an epoch; ranks: what each had of its own
+            step, seconds, ranks = within["step"], float(within["seconds"]), within["ranks"]
+            if type(step) is not int or step < 1 or len(history) == epochs or not 0 <= seconds < math.inf:
+                raise ValueError
+            totals = [part["totals"] for part in ranks]
+            for part in totals:
+                _copy({"": torch.zeros(5, dtype=torch.float64)}, {"": part})
+            self.step, self.before, exact = step, seconds, len(ranks) == world()  # as many ranks as before go on exactly
+            _copy(dict(self.net.named_buffers()), ranks[rank() if exact else 0]["buffers"])
+            device = next(self.net.parameters()).device
+            if exact:
+                self.totals = totals[rank()].to(device)
+            elif rank() == 0:
+                self.totals = sum(totals).to(device)
+
+    def _momenta(self):
+        """{parameter's name: its momentum}."""
+        return {n: self.optimizer.state[p]["momentum_buffer"] for n, p in self.net.named_parameters()}
 
     def epoch_begins(self):
         """From here to the end of the epoch, a signal to stop waits for the end of a step."""
@@ -449,15 +491,22 @@ class Run:
             if world() > 1:
                 dist.all_gather_object(ranks, mine)
             seconds = self.before + time.perf_counter() - self.clock
-            self._save({"step": self.step, "seconds": seconds, "ranks": ranks})
+            if all(torch.isfinite(part["totals"]).all() for part in ranks):
+                self._save({"step": self.step, "seconds": seconds, "ranks": ranks})
+                print0(f"{self.folder}: asked to stop; saved after epoch {len(self.history)} and {self.step} steps")
+            else:
+                print0(f"{self.folder}: asked to stop; the loss is not finite, so the last epoch stays what is saved")
             leave_together()
-            print0(f"{self.folder}: asked to stop; saved after epoch {len(self.history)} and {self.step} steps")
             raise SystemExit(128 + (_stop["signal"] or signal.SIGTERM))
 
     def _save(self, within):
         if rank() == 0:
-            state = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "within": within}
-            save(self.path("last.pt"), {"kind": "run in progress", "history": self.history, "seconds": self.seconds} | state)
+            lock = _locks[os.path.abspath(self.path("lock"))] if _locks else None
+            if lock and not (os.path.exists(lock.name) and os.path.samestat(os.stat(lock.name), os.fstat(lock.fileno()))):
+                raise OSError(f"'{self.folder}' is no longer the folder that this run began in")
+            state = {"net": self.net.state_dict(), "momenta": self._momenta(), "within": within, "history": self.history}
+            facts = {"kind": "run in progress", "flags": self.config["flags"], "seconds": self.seconds}
+            save(self.path("last.pt"), facts | state)
 
     def epoch_done(self, epochs, images, metrics):
         """Records an epoch of so many images and prints its line; the first rank saves."""

@@ -69,12 +69,16 @@ def supernet_from(checkpoint):
                 raise ValueError(f"it does not say its '{name}', or not as train_supernet.py does")
     if set(checkpoint["data"]) != set(_DATA):
         raise ValueError(f"its data are {', '.join(sorted(map(str, checkpoint['data'])))} and not {', '.join(sorted(_DATA))}")
+    size = checkpoint["data"]["image_size"]
+    if not 4 <= size <= 1024 or size % 4:
+        raise ValueError(f"its 'image_size' is {size}: not a multiple of 4 from 4 to 1024")
     weights, (channels, cells, classes) = checkpoint["net"], (checkpoint[k] for k in ("channels", "cells", "num_classes"))
     misfit = ValueError(
         f"these are not the weights of the '{checkpoint['space']}' super-net that it names, of {channels} channels, "
         f"{cells} cells and {classes} classes"
     )
-    if not all(isinstance(name, str) and isinstance(w, torch.Tensor) for name, w in weights.items()):
+    dense = [isinstance(w, torch.Tensor) and w.layout == torch.strided and w.device.type == "cpu" for w in weights.values()]
+    if not all(dense) or not all(isinstance(name, str) for name in weights):
         raise misfit
     # Before anything is built: no more of it than the file has weights for.
     if not 0 < cells <= len(weights) or not 0 < min(channels, classes) <= max(channels, classes) < 2**20:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import rank_transfer
-from common import data, engine, kendall, runtime, spaces
+from common import data, drw, engine, kendall, runtime, spaces
 
 ARCH = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|none~2|"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_the_old_file_and_one_line(images, tmp_path, monkeypa
 def test_a_folder_that_vanishes_is_told(images, tmp_path, monkeypatch):
     real = engine.train_epoch
     monkeypatch.setattr(engine, "train_epoch", lambda *a, **k: shutil.rmtree(tmp_path / "r") or real(*a, **k))
-    with pytest.raises(OSError, match="cannot write"):
+    with pytest.raises(OSError, match="no longer the folder"):
         stage("train_supernet", *SMALL, "--dataset", images, "--epochs", 1, "--warmup", 0, "--out", tmp_path / "r")
 
 
@@ -247,6 +247,140 @@ def test_a_loss_that_is_lost_is_told_with_its_step_and_architecture(images, supe
     assert len(last["history"]) == 1 and all(torch.isfinite(w).all() for w in last["net"].values())
 
 
+def test_what_the_last_step_broke_is_no_product(images, tmp_path):
+    loud = ["--dataset", images, "--imbalance", 1, "--warmup", 0, "--epochs", 1, "--lr", 1e300, "--clip", 1e300,
+            "--batch-size", 500, *SMALL]  # fmt: skip
+    for script, more in (("train_supernet", []), ("retrain", ["--arch", ARCH])):
+        with pytest.raises(runtime.UserError, match="the weights are not finite after epoch 1"):
+            stage(script, *loud, *more, "--out", tmp_path / script)
+        assert not (tmp_path / script / "result.json").exists() and not (tmp_path / script / "last.pt").exists()
+
+
+def test_asked_to_stop_with_a_lost_loss_it_keeps_the_last_epoch(images, tmp_path, monkeypatch):
+    call = ["--dataset", images, *SMALL, "--warmup", 0, "--batch-size", 10, "--epochs", 2, "--out", tmp_path / "r"]
+    real, steps = torch.nn.functional.cross_entropy, []
+
+    def lost(*args, **kwargs):
+        steps.append(0)
+        return real(*args, **kwargs) * (float("nan") if len(steps) > 14 else 1)
+
+    monkeypatch.setattr(engine.F, "cross_entropy", lost)
+    monkeypatch.setattr(engine, "asked_to_stop", lambda: len(steps) == 16)
+    with pytest.raises(SystemExit):
+        stage("train_supernet", *call)
+    last = runtime.load_checkpoint(tmp_path / "r/last.pt", "run in progress")
+    assert len(last["history"]) == 1 and last["within"] is None
+
+
+def changed(value, *place):
+    """A function that puts a value, or what a function makes of the old one, into nested containers."""
+
+    def change(contents):
+        *outer, key = place
+        for part in outer:
+            contents = contents[part]
+        contents[key] = value(contents[key]) if callable(value) else value
+
+    return change
+
+
+WEIGHT = "stem.0.weight"
+OTHERS = {
+    "momentum of another shape": changed(lambda m: m[:1], "momenta", WEIGHT),
+    "momentum that is none": changed(None, "momenta", WEIGHT),
+    "momentum that is not finite": changed(lambda m: m / 0, "momenta", WEIGHT),
+    "no momenta": changed({}, "momenta"),
+    "history of text": changed("abc", "history"),
+    "history of nothing": changed(None, "history"),
+    "too long a history": changed(lambda h: h * 100, "history"),
+    "a loss that is none": changed(float("nan"), "history", 0, "loss"),
+    "seconds of text": changed("many", "seconds"),
+    "seconds that are none": changed(float("nan"), "seconds"),
+    "weights as double": changed(lambda w: w.double(), "net", WEIGHT),
+    "weights that are not finite": changed(lambda w: w * float("inf"), "net", WEIGHT),
+    "another seed": changed(1, "flags", "seed"),
+    "a step that is text": changed({"step": "1", "seconds": 0.0, "ranks": []}, "within"),
+    "a step of no rank": changed({"step": 1, "seconds": 0.0, "ranks": []}, "within"),
+    "totals of another shape": changed(
+        {"step": 1, "seconds": 0.0, "ranks": [{"totals": torch.zeros(3), "buffers": {}}]}, "within"
+    ),
+}
+
+
+def test_a_last_pt_in_which_one_thing_is_wrong_is_refused_by_name(images, tmp_path, monkeypatch):
+    call = ["--dataset", images, *SMALL, "--warmup", 0, "--batch-size", 40, "--epochs", 2, "--out", tmp_path / "r"]
+    done = runtime.Run.epoch_done
+
+    def stop(*args):
+        done(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runtime.Run, "epoch_done", stop)
+    with pytest.raises(KeyboardInterrupt):
+        stage("train_supernet", *call)
+    monkeypatch.setattr(runtime.Run, "epoch_done", done)
+    good, trained = (tmp_path / "r/last.pt").read_bytes(), []
+    monkeypatch.setattr(engine, "train_epoch", lambda *a, **k: trained.append(0))
+    for name, change in OTHERS.items():
+        (tmp_path / "r/last.pt").write_bytes(good)
+        last = runtime.load_checkpoint(tmp_path / "r/last.pt", "run in progress")
+        change(last)
+        runtime.save(tmp_path / "r/last.pt", last)
+        with pytest.raises(runtime.UserError, match=r"last.pt' is not of this run, or is damaged"):
+            stage("train_supernet", *call)
+        assert not trained, name
+
+
+def test_scores_that_cannot_be_are_refused(supernet, tmp_path):
+    call = [
+        "--supernet",
+        supernet,
+        "--generations",
+        1,
+        "--population",
+        2,
+        "--crossovers",
+        0,
+        "--mutations",
+        0,
+        "--out",
+        tmp_path,
+    ]
+    stage("search", *call)
+    (tmp_path / "result.json").unlink()
+    good = json.loads((tmp_path / "scores.jsonl").read_text().splitlines()[0])
+    for key, value in (("accuracy", "NaN"), ("accuracy", 150.0), ("accuracy", -5.0), ("seconds", "NaN"), ("seconds", -1.0)):
+        line = json.dumps({**good, key: value}).replace('"NaN"', "NaN")
+        for text in (line, "[" * 100000):
+            (tmp_path / "scores.jsonl").write_text(text + "\n")
+            with pytest.raises(runtime.UserError, match=r"scores\.jsonl"):
+                stage("search", *call)
+
+
+def test_a_super_net_of_fewer_classes_than_the_data_or_of_an_odd_image_size_is_refused(supernet, images, tmp_path):
+    more = tmp_path / "more"
+    shutil.copytree(images, more)
+    for split in ("train", "val"):
+        shutil.copytree(more / split / "class0", more / split / "class9")
+    good = runtime.load_checkpoint(supernet, "super-net")
+    for name, value, told in (
+        ("dataset", str(more), "knows 4 classes"),
+        ("image_size", 30, "image_size"),
+        ("image_size", 10**12, "1024"),
+    ):
+        runtime.save(tmp_path / "odd.pt", {**good, "data": {**good["data"], name: value}})
+        for script, flags in (("search", []), ("rank_transfer", ["--archs", "random:2"])):
+            with pytest.raises(runtime.UserError, match=told):
+                stage(script, "--supernet", tmp_path / "odd.pt", *flags, "--out", tmp_path / script)
+
+
+def test_without_git_it_runs(images, tmp_path):
+    call = [sys.executable, "train_supernet.py", *SMALL, "--dataset", images, "--epochs", "1", "--out", tmp_path / "r"]
+    done = subprocess.run(call, cwd=ROOT, env=ENVIRONMENT | {"PATH": "/nonexistent"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "r/config.json").read_text())["commit"] is None
+
+
 def test_classes_of_a_few_images_and_batches_of_one_or_of_all(tmp_path):
     root = tmp_path / "few"
     for split in ("train", "val"):
@@ -278,6 +412,8 @@ def test_no_test_image_is_read_before_the_report_and_no_held_out_one_is_trained_
         return epoch(*a, **k)
 
     monkeypatch.setattr(engine, "train_epoch", watched)
+    counts, weights = [], drw.class_weights
+    monkeypatch.setattr(drw, "class_weights", lambda n, *beta: counts.append(n.tolist()) or weights(n, *beta))
     files, labels = data._open_folder(images, "train")
     held = {files[i] for i in data.hold_out(labels, 5, 3)[1]}
     own = ["--val-per-class", 5, "--data-seed", 3, "--dataset", images, "--imbalance", 2, "--epochs", 1, "--batch-size", 32]
@@ -302,6 +438,8 @@ def test_no_test_image_is_read_before_the_report_and_no_held_out_one_is_trained_
     (tmp_path / "archs.txt").write_text(ARCH + "\n")
     stage("rank_transfer", *SMALL, *own, "--archs", tmp_path / "archs.txt", "--out", tmp_path / "t")
     assert not held & set(read) and trained["yet"]
+    # 30 images a class, less the 5 held out, in a tail of 2: in all four that train, twice in the last
+    assert len(counts) >= 4 and all(n == [25, 19, 15, 12] for n in counts)
 
 
 # Input from anywhere
