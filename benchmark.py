@@ -323,6 +323,8 @@ def processes(args, device, together):
 
 def main(args):
     device = runtime.setup(args.device, 0)
+    if (runtime.world() > 1) + args.compile + bool(args.only) > 1:
+        raise runtime.UserError("torchrun, --compile and --only each measure something of their own: one at a time")
     works, archs, (net, subnets, batches) = steps(args, device)
     seconds_of(works["super-net step"], device)
     memory, compiling = peak_gib(device), None

@@ -88,7 +88,7 @@ def train_epoch(
     clip: the largest norm of the gradient. precision: fp32, or bf16 in the backbone; the classifier and the loss are fp32.
     features: in the place of net.features. run: a `runtime.Run`, whose step the epoch begins at and which is told of each.
     Returns {"loss", "accuracy"}, means over the epoch's images on all ranks. UserError names the first step whose loss was
-    not finite.
+    not finite, or says that the last step broke the weights.
     """
     device, first, features_of = class_weights.device, run.step if run else 0, features or net.features
     totals = torch.zeros(5, dtype=torch.float64, device=device)  # loss, weight, correct, seen, steps before the loss was lost
@@ -141,7 +141,8 @@ class Head(nn.Module):
 class KeptFeatures:
     """Batches of features in the place of images: what a frozen backbone gave for one whole epoch, each path's with it.
 
-    Iterated as `data.Batches`, but shuffled over all batches of the epoch that they come from, each epoch anew.
+    Iterated as `data.Batches`, (features (B, D) float32, labels (B,) int64), but shuffled over all batches of the epoch that
+    they come from, each epoch anew. path: step -> architecture.
     """
 
     @torch.no_grad()

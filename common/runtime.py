@@ -509,18 +509,18 @@ class Run:
             save(self.path("last.pt"), facts | state)
 
     def epoch_done(self, epochs, images, metrics):
-        """Records an epoch of so many images and prints its line; the first rank saves."""
+        """Records an epoch of so many images; the first rank saves, and then prints: there may be nobody who reads."""
         seconds = self.before + time.perf_counter() - self.clock
         self.seconds += seconds
         epoch = len(self.history) + 1
         self.history.append({"epoch": epoch, **metrics, "seconds": seconds})
         left = timedelta(seconds=round(self.seconds / epoch * (epochs - epoch)))
+        self._save(None)
+        self.write_lines("metrics.jsonl", self.history)
         print0(
             f"epoch {epoch}/{epochs}  loss {metrics['loss']:.4f}  accuracy {metrics['accuracy']:.2f} %  "
             f"{images / seconds:,.0f} images/s  {left} left"
         )
-        self._save(None)
-        self.write_lines("metrics.jsonl", self.history)
         self.step, self.totals, self.before = 0, None, 0.0
         if world() == 1 or epoch == epochs:  # several ranks agree on it in the next step
             _stop["in a step"] = False
