@@ -45,7 +45,9 @@ def parse_args(argv=None):
     parser.add_argument("--batch-size", type=int, default=128, help="(default 128)")
     parser.add_argument("--rounds", type=int, default=5, help="after one to warm up (default 5)")
     parser.add_argument("--steps", type=int, default=6, help="of each kind a round (default 6)")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of training steps (default fp32)")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="of training steps (default fp32)"
+    )
     parser.add_argument("--compile", action="store_true", help="measure a sub-net without and with it, nothing else")
     parser.add_argument("--only", nargs="+", metavar="KIND", help="measure these alone, without their limits")
     parser.add_argument("--device", default="auto", help="(default auto: a GPU if there is one)")
@@ -307,22 +309,35 @@ def measure(works, rounds, device):
 
 
 def processes(args, device, together):
-    """{kind: function} under torchrun: one process that takes whole batches while the others wait, and all that share them."""
+    """{kind: function} under torchrun: super-net steps of one process while the others wait, and of all, which share batches;
+    sub-net steps of one process, and of all at the same time, each with batches and nets of its own, as in rank_transfer.py.
+    """
     with runtime.alone():
-        by_itself = steps(args, device)[0]["super-net step"]
+        by_itself = steps(args, device)[0]
 
-    def one():
-        if runtime.rank() == 0:
-            with runtime.alone():
-                by_itself()
-        runtime.barrier()
-        return args.steps * args.batch_size
+    def at_work(kind, ranks):
+        def work():
+            if runtime.rank() < ranks:
+                with runtime.alone():
+                    by_itself[kind]()
+                    if device.type == "cuda":
+                        torch.cuda.synchronize()
+            runtime.barrier()
+            return ranks * args.steps * args.batch_size
 
-    return {"one process": one, f"{runtime.world()} processes": together}
+        return work
+
+    n = runtime.world()
+    return {
+        "super-net, one process": at_work("super-net step", 1), f"super-net, {n} together": together,
+        "sub-nets, one process": at_work("sub-net step", 1), f"sub-nets, {n} each its own": at_work("sub-net step", n),
+    }  # fmt: skip
 
 
 def main(args):
     device = runtime.setup(args.device, 0)
+    if args.precision == "auto":
+        args.precision = engine.faster_precision(device)
     if (runtime.world() > 1) + args.compile + bool(args.only) > 1:
         raise runtime.UserError("torchrun, --compile and --only each measure something of their own: one at a time")
     works, archs, (net, subnets, batches) = steps(args, device)
@@ -362,9 +377,10 @@ def main(args):
         limit = f"   {100 * figure['of the limit']:.0f} % of the limit" if "of the limit" in figure else ""
         print(f"{kind:<22} {figure['images/s']:>10,.0f} images/s  [{figure['low']:,.0f}, {figure['high']:,.0f}]{limit}")
     if runtime.world() > 1:
-        one, several = (statistics.median(seconds) for seconds in times.values())
-        result["ratios"] = {"processes": one / several}
-        print(f"{runtime.world()} processes are {one / several:.2f} x one")
+        rates = [figure["images/s"] for figure in figures.values()]
+        result["ratios"] = {"together": rates[1] / rates[0], "each its own": rates[3] / rates[2]}
+        print(f"{runtime.world()} processes that share batches are {rates[1] / rates[0]:.2f} x one, "
+              f"{runtime.world()} with nets of their own {rates[3] / rates[2]:.2f} x")  # fmt: skip
     elif compiling:
         eager, fast = (1 / figures[kind]["images/s"] for kind in works)
         result["compile"] = {"seconds": compiling, "images to break even": compiling / (eager - fast) if fast < eager else None}

@@ -3,7 +3,7 @@
     python reproduce.py quick                             # the main job in a few minutes on two CPU cores, nothing to download
     python reproduce.py list 3a fig2                      # the commands behind a table or figure, and which are done
     python reproduce.py cost 3a fig2                      # what they would cost on this machine
-    python reproduce.py run 3a fig2 --gpus 0,1,2,3        # run what is missing, one run a GPU
+    python reproduce.py run 3a fig2 --gpus 0,1,2,3        # run what is missing, one run a GPU; --jobs 4: four on each
     python reproduce.py run --shard 2/8                   # the second of eight jobs over machines that share a disk
     python reproduce.py report                            # report.md, report.json, runs.jsonl and figures in --out
     python reproduce.py run 3a 4 5 6 fig2 --scale small --source data/cifar10 --target data/tinyimagenet100
@@ -45,6 +45,11 @@ SCALES = {
     "day": {
         "channels": None, "cells": None, "source_epochs": 300, "adapt_epochs": 100, "target_epochs": 300, "subnet_epochs": 100,
         "warmup": None, "generations": None, "population": None, "bn_images": None, "val_images": 0,
+    },
+    # One GPU, an hour: the paper's networks, and too few epochs to say much of its setting.
+    "hour": {
+        "channels": None, "cells": None, "source_epochs": 12, "adapt_epochs": 20, "target_epochs": 40, "subnet_epochs": 24,
+        "warmup": 1, "generations": 8, "population": 16, "bn_images": 1000, "val_images": 2000,
     },
     # Two CPU cores, a few hours. Too short and too narrow to say anything of the paper's setting.
     "small": {
@@ -144,11 +149,11 @@ def parse_args(argv=None):
     ):
         command = commands.add_parser(name, doc=doc)
         command.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)} (default all)")
-        command.add_argument("--scale", choices=SCALES, default="paper", help="day: one GPU, a day; small: two CPU cores")
+        command.add_argument("--scale", choices=SCALES, default="paper", help="day, hour: one GPU; small: two CPU cores")
         command.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1 (default 3)")
         command.add_argument("--ratios", type=int, nargs="+", metavar="R", help="of Tables 3 to 6: only these (default all)")
         if name == "run":
-            command.add_argument("--gpus", metavar="0,1,...", help="one run a GPU, side by side (default: one at a time)")
+            command.add_argument("--gpus", metavar="0,1,...", help="the GPUs that runs are handed out to")
             command.add_argument("--shard", default="1/1", metavar="I/N", help="the I-th of N parts of the plan (default 1/1)")
     for name, command in commands.choices.items():
         source, target = ("synthetic10", "synthetic100") if name == "quick" else (PAPER["source"], PAPER["target"])
@@ -162,7 +167,7 @@ def parse_args(argv=None):
         if name in ("quick", "run"):
             command.add_argument(
                 "--jobs", type=int, default=min(2, os.cpu_count()) if name == "quick" else 1,
-                help="without --gpus: runs side by side, each with a share of the CPU cores (default %(default)s)",
+                help="runs side by side, on each of --gpus if given, each with a share of the CPU cores (default %(default)s)",
             )  # fmt: skip
     args = parser.parse_args(argv)
     if args.do == "quick":
@@ -836,9 +841,9 @@ def quick(args):
 
 def workers(args):
     """The environment variables of each run that goes on at a time."""
-    if getattr(args, "gpus", None):
-        return [{"CUDA_VISIBLE_DEVICES": gpu.strip()} for gpu in args.gpus.split(",")]
-    return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, os.cpu_count() // args.jobs)))}] * args.jobs
+    gpus = [{"CUDA_VISIBLE_DEVICES": gpu.strip()} for gpu in args.gpus.split(",")] if getattr(args, "gpus", None) else [{}]
+    share = str(max(1, os.cpu_count() // (args.jobs * len(gpus))))
+    return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", share), **gpu} for gpu in gpus] * args.jobs
 
 
 def store(args, contents, text):

@@ -75,7 +75,10 @@ def add_training(parser, lr, warmup, epochs, milestones, reweight_from):
 
 
 def add_compile(parser):
-    parser.add_argument("--compile", action="store_true", help="torch.compile: pays in long trainings alone, see README")
+    parser.add_argument(
+        "--compile", action="store_true",
+        help="a CPU: torch.compile, which pays in long trainings alone; a GPU: CUDA graphs (see README)",
+    )  # fmt: skip
 
 
 def precision(args, run, device):

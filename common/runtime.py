@@ -193,7 +193,7 @@ def setup(device, seed):
         if device.index is None:
             device = torch.device("cuda", local % gpus)
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.deterministic = True  # the same seed, the same bits
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         if "TORCHELASTIC_RUN_ID" in os.environ:
             end_with_parent(signal.SIGKILL)  # nothing else wakes it up here, and nothing is lost yet

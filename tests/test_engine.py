@@ -256,3 +256,29 @@ def test_kept_features_are_those_of_the_backbone_shuffled_anew_each_epoch():
         assert torch.equal(x[20:], next(iter(kept.epoch(epoch, 1)))[0])
         seen.append(rows)
     assert seen[0] != seen[1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("how", [{}, {"freeze_backbone": True}, {"precision": "bf16"}])
+def test_no_step_waits_for_the_gpu(how):
+    device = torch.device("cuda")
+    split = torch.randint(0, 256, (200, 32, 32, 3), dtype=torch.uint8, device=device), torch.arange(200, device=device) % 4
+    batches = data.Batches(split, data.Normalise(*data.channel_stats(split[0]), 32, device), 20, 0)
+    net = nats.Network(4, 4, 1).to(device)
+    engine.use_batch_statistics(net)
+    epoch = batches.epoch
+
+    def watched(*args):
+        for i, batch in enumerate(epoch(*args)):
+            if i == 3:
+                torch.cuda.set_sync_debug_mode("error")
+            yield batch
+        torch.cuda.set_sync_debug_mode("default")
+
+    batches.epoch = watched
+    try:
+        engine.train_epoch(
+            net, batches, 1, engine.sgd(net, 0.01, 0.9, 0), torch.ones(4, device=device), path=lambda step: ALL_CONV, **how
+        )
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -429,7 +429,7 @@ def test_no_test_image_is_read_before_the_report_and_no_held_out_one_is_trained_
           "--mutations", 1, "--out", tmp_path / "q")  # fmt: skip
     assert held < set(read) and not [path for path in read if "/val/" in path]
     (train, _), (val, _) = bn[0]  # BN statistics come from the one, accuracies from the other
-    assert len(val) == len(held) and not {x.numpy().tobytes() for x in train} & {x.numpy().tobytes() for x in val}
+    assert len(val) == len(held) and not {x.cpu().numpy().tobytes() for x in train} & {x.cpu().numpy().tobytes() for x in val}
     read.clear()
     stage("retrain", "--arch", ARCH, *SMALL, *own, "--out", tmp_path / "r")
     assert not held & set(read) and sum("/val/" in path for path in read) == 40  # the one final report

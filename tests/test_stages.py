@@ -188,7 +188,7 @@ def test_the_precision_that_auto_picks_is_kept_by_the_run(images, tmp_path, monk
     assert json.loads((tmp_path / "run/config.json").read_text())["chosen"] == {"precision": "bf16"}
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.skipif(not (shutil.which("g++") or torch.cuda.is_available()), reason="torch.compile needs a C++ compiler")
 def test_a_compiled_sub_net_is_the_eager_one_but_for_rounding_and_resumes(images, tmp_path, monkeypatch):
     call = ["--arch", ARCH, "--dataset", images, *TRAIN, "--epochs", 2, "--lr", 0.01]
     stage("retrain", *call, "--out", tmp_path / "eager")
