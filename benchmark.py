@@ -9,7 +9,8 @@ Every round measures everything once, so that a machine that slows down slows al
 rounds and the range. "Of the limit" is the time that nothing but the convolutions and matrix products of a step take, at
 the same shapes, precision and memory format, over the time of the whole step. "Plain PyTorch" is the same super-net step in
 fp32 and in the way of public one-shot code: NCHW, PyTorch's own pooling and batch norm, an optimiser and a clipping that loop
-over parameters, and a loss that is read at each step.
+over parameters, and a loss that is read at each step; in a NATS cell each operation by itself, as NATS-Bench's own search code
+(AutoDL-Projects, `NAS201SearchCell`) computes it.
 """
 
 import itertools
@@ -24,7 +25,7 @@ import torch
 import torchvision
 from torch import nn
 
-from common import data, engine, flags, ops, runtime, spaces
+from common import data, engine, flags, nats, ops, runtime, spaces
 
 CLASSES = 100
 TARGET = sum(data.long_tail_counts([500] * CLASSES, 100))  # images of CIFAR-100 at 100x
@@ -191,12 +192,29 @@ def data_loader(args):
     return batches
 
 
+class PlainCell(nats.Cell):
+    """Every operation has its own ReLU, `none` is a product with 0, and a sum begins with 0."""
+
+    def forward(self, x, arch):
+        nodes, edges = [x], iter(zip(arch, self.edges, strict=True))
+        for target in (1, 2, 3):
+            outputs = []
+            for source in range(target):
+                gene, edge = next(edges)
+                name = nats.OPERATIONS[gene]
+                outputs.append(nodes[source] * 0.0 if name == "none" else edge[name](nodes[source]))
+            nodes.append(sum(outputs))
+        return nodes[3]
+
+
 def plain_step(args, archs, batches, device):
     """The super-net step in the way of public one-shot code."""
     net = (
         spaces.SPACES[args.space].Network(CLASSES, args.channels, args.cells).to(device, memory_format=torch.contiguous_format)
     )
     for module in list(net.modules()):
+        if isinstance(module, nats.Cell):
+            module.__class__ = PlainCell
         for name, child in module.named_children():
             if isinstance(child, ops.AvgPool3x3):
                 setattr(module, name, nn.AvgPool2d(3, child.stride, 1, count_include_pad=False))
