@@ -180,16 +180,11 @@ class Pictures(torch.utils.data.Dataset):
 
 
 def data_loader(args):
-    loader = torch.utils.data.DataLoader(Pictures(50000), args.batch_size, shuffle=True, num_workers=2)
-    state = {}
-
-    def batches():
-        if "left" not in state or state["count"] > 300:
-            state.update(left=iter(loader), count=0)
-        state["count"] += 64
-        return sum(len(next(state["left"])[1]) for _ in range(64))  # of which the workers have at most four ready
-
-    return batches
+    """Its workers begin at once and never again: after a fork this process takes page faults wherever it writes."""
+    pictures = Pictures(50000)
+    endless = torch.utils.data.RandomSampler(pictures, replacement=True, num_samples=10**9)
+    batches = iter(torch.utils.data.DataLoader(pictures, args.batch_size, sampler=endless, num_workers=2))
+    return lambda: sum(len(next(batches)[1]) for _ in range(64))  # of which the workers have at most four ready
 
 
 class PlainCell(nats.Cell):

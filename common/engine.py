@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -217,7 +218,19 @@ def normalised_chunks(images, normalise):
     return [normalise(chunk) for chunk in chunks_of(images)]
 
 
+@contextmanager
+def exact_products():
+    """Inside, a GPU multiplies fp32 as fp32: PyTorch lets its convolutions round to TF32, which is well for training."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 @torch.inference_mode()
+@exact_products()
 def recalibrate(net, chunks, *arch):
     """Rebuilds every batch norm's running statistics as the mean over these chunks of training images (Guo et al. 2020)."""
     net.train()
@@ -230,6 +243,7 @@ def recalibrate(net, chunks, *arch):
 
 
 @torch.inference_mode()
+@exact_products()
 def correct_by_class(net, chunks, labels, *arch):
     """How many images of each class are classified right: int64 (C,). labels: (n,), of all chunks in order."""
     net.eval()

@@ -258,6 +258,14 @@ def test_kept_features_are_those_of_the_backbone_shuffled_anew_each_epoch():
     assert seen[0] != seen[1]
 
 
+def test_scoring_is_in_fp32_and_training_may_round_to_tf32(monkeypatch):
+    seen, features = [], nats.Network.features
+    monkeypatch.setattr(nats.Network, "features", lambda *a: seen.append(torch.backends.cudnn.allow_tf32) or features(*a))
+    split = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8), torch.arange(8) % 4
+    engine.scorer(nats.Network(4, 4, 1), split, split, 8, 0)(ALL_CONV)
+    assert seen == [False, False] and torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("how", [{}, {"freeze_backbone": True}, {"precision": "bf16"}])
 def test_no_step_waits_for_the_gpu(how):
