@@ -39,9 +39,8 @@ SCALES = {
         "channels": None, "cells": None, "source_epochs": None, "adapt_epochs": None, "target_epochs": None,
         "subnet_epochs": None, "warmup": None, "generations": None, "population": None, "bn_images": None, "val_images": 0,
     },
-    # Half of the paper's epochs. At the images/s that a modern GPU reaches where Python launches each kernel (guessed, not
-    # measured: 16,000 super-net, 40,000 P1, 12,000 sub-net, 160,000 scoring), 3 seeds of Tables 3 and 6 and Figure 2 take
-    # 13 hours at the paper's epochs and 7.5 at these: a day has room for a guess that is wrong by three. See `cost`.
+    # Half of the paper's epochs. At the images/s of four runs that share an H100 (results/speed/ideas.md), 3 seeds of Tables 3
+    # and 6 and Figure 2 take 14 hours at the paper's epochs and 9 at these; one run at a time, 48 and 28. See `cost`.
     "day": {
         "channels": None, "cells": None, "source_epochs": 300, "adapt_epochs": 100, "target_epochs": 300, "subnet_epochs": 100,
         "warmup": None, "generations": None, "population": None, "bn_images": None, "val_images": 0,
