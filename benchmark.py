@@ -129,6 +129,7 @@ def steps(args, device):
         return 2400 * len(archs[:3])
 
     @torch.inference_mode()
+    @engine.exact_products()
     def forward():
         for arch in archs[:3]:
             for images in looked_at:
@@ -279,14 +280,15 @@ def only_products(calls, learns, precision="fp32"):
 
 def limits(args, archs, net, subnets):
     """{kind: function} that takes the time of the convolutions and matrix products of that kind of step."""
-    batch, chunk = (args.batch_size, 3, 32, 32), (engine.chunk(net.classifier.weight.device), 3, 32, 32)
+    passes = -(-2400 // engine.chunk(net.classifier.weight.device))
+    batch, chunk = (args.batch_size, 3, 32, 32), (2400 // passes, 3, 32, 32)
     by_path = [call for arch in archs for call in products(net, batch, arch)]
     return {
         "super-net step": only_products(by_path, True, args.precision),
         "P1 step": only_products(by_path, False, args.precision),
         "sub-net step": only_products([call for subnet in subnets for call in products(subnet, batch)], True, args.precision),
-        "scoring": only_products(
-            [call for arch in archs[:3] for call in products(net, chunk, arch)] * (2400 // chunk[0]), False
+        "scoring": engine.exact_products()(
+            only_products([call for arch in archs[:3] for call in products(net, chunk, arch)] * passes, False)
         ),
     }
 
@@ -349,7 +351,11 @@ def processes(args, device, together):
 
 def main(args):
     device = runtime.setup(args.device, 0)
+    if args.steps * args.batch_size > 50000:
+        raise runtime.UserError("--steps of --batch-size must fit into the 50,000 images that there are")
     if args.precision == "auto":
+        if runtime.world() > 1:
+            raise runtime.UserError("--precision auto is for one process: give what it took")
         args.precision = engine.faster_precision(device)
     if (runtime.world() > 1) + args.compile + bool(args.only) > 1:
         raise runtime.UserError("torchrun, --compile and --only each measure something of their own: one at a time")

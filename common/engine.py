@@ -39,8 +39,9 @@ def sgd(net, lr, momentum, weight_decay):
 
 def faster_precision(device):
     """ "bf16" where that makes a convolution and its backward pass a fifth faster on this device, else "fp32"; measured."""
-    x = torch.randn(128, 32, 16, 16, device=device).to(memory_format=torch.channels_last).requires_grad_()
-    conv = nn.Conv2d(32, 32, 3, padding=1, bias=False).to(device, memory_format=torch.channels_last)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # one rank measures, and all build the same net
+        x = torch.randn(128, 32, 16, 16, device=device).to(memory_format=torch.channels_last).requires_grad_()
+        conv = nn.Conv2d(32, 32, 3, padding=1, bias=False).to(device, memory_format=torch.channels_last)
     seconds = {"fp32": [], "bf16": []}
     for _ in range(7):
         for precision, times in seconds.items():

@@ -65,7 +65,8 @@ class BatchNorm2d(nn.BatchNorm2d):
             share = 1 / max(self.averaged, 1) if self.momentum is None else self.momentum
             # cuDNN takes two kernels each way where PyTorch's own takes four and three, but wants a scale and a shift.
             return F.batch_norm(x, *statistics, *_one_and_zero(x.shape[1], x.device), True, share, self.eps)
-        if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
+        elsewhere = x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling()
+        if elsewhere or (torch.is_grad_enabled() and not self.training):  # `_Standardise` takes the statistics for x's own
             return super().forward(x)
         b, c, h, w = x.shape
         rows = x.detach().permute(0, 2, 3, 1).reshape(b * h, w * c)

@@ -258,6 +258,15 @@ def test_kept_features_are_those_of_the_backbone_shuffled_anew_each_epoch():
     assert seen[0] != seen[1]
 
 
+def test_choosing_a_precision_draws_no_random_number():
+    """One rank chooses, and all must go on to build the same network."""
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    engine.faster_precision(torch.device("cpu"))
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_scoring_is_in_fp32_and_training_may_round_to_tf32(monkeypatch):
     seen, features = [], nats.Network.features
     monkeypatch.setattr(nats.Network, "features", lambda *a: seen.append(torch.backends.cudnn.allow_tf32) or features(*a))

@@ -31,7 +31,10 @@ def test_batch_norm_is_pytorchs(shape, affine, mode):
         with torch.no_grad():  # statistics to evaluate with
             module(2 * x + 1)
         y = module.train(mode != "eval")(x)
-        grads = torch.autograd.grad(y, (x, *module.parameters()), gradient) if mode != "eval" else ()
+        grads = torch.autograd.grad(y, (x, *module.parameters()), gradient)
+        if mode == "eval":
+            with torch.no_grad():
+                grads = *grads, module(x)
         found.append([y.detach(), *grads, *module.buffers()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
