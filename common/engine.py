@@ -64,7 +64,7 @@ class _Backbone(nn.Module):
 
 
 def captured(net):
-    """A sub-net's `features` as CUDA graphs, one for each shape of batch, captured when it is first met.
+    """A sub-net's `features`, (B, 3, H, W) -> (B, D), as CUDA graphs, one for each shape of batch, captured when first met.
 
     A step of small kernels takes a GPU less time than Python needs to launch them; a graph is launched as one.
     """

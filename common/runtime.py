@@ -176,22 +176,21 @@ def end_with_parent(number):
 def setup(device, seed):
     """Joins the process group if started by torchrun, seeds, and returns this rank's torch.device.
 
-    device: "auto" is a GPU where there is one. NCCL between GPUs, gloo otherwise.
+    device: "auto" is a GPU where there is one; ranks go round the GPUs, unless it names one. NCCL where each rank has a GPU of
+    its own, gloo otherwise.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    shared = True
     try:
         device = torch.device(device)
+        if device.type == "cuda" and device.index is None:  # before anything is put on the first GPU
+            shared = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count()
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % max(torch.cuda.device_count(), 1))
         torch.zeros(1, device=device).item()
     except Exception as error:  # each kind of device has its own
         raise UserError(f"cannot use the device '{device}': {str(error).splitlines()[0]}") from None
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    gpu_each = False
     if device.type == "cuda":
-        gpus = torch.cuda.device_count()
-        gpu_each = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= gpus
-        if device.index is None:
-            device = torch.device("cuda", local % gpus)
         torch.cuda.set_device(device)
         torch.backends.cudnn.deterministic = True  # the same seed, the same bits
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
@@ -202,7 +201,7 @@ def setup(device, seed):
                 socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=30).close()
             except OSError:
                 raise OSError("torchrun has ended before this rank began") from None
-        dist.init_process_group("nccl" if gpu_each else "gloo", timeout=timedelta(minutes=10))
+        dist.init_process_group("gloo" if shared else "nccl", timeout=timedelta(minutes=10))
         if "TORCHELASTIC_RUN_ID" in os.environ:
             end_with_parent(signal.SIGTERM)
     if device.type == "cpu":

@@ -332,20 +332,8 @@ def test_a_last_pt_in_which_one_thing_is_wrong_is_refused_by_name(images, tmp_pa
 
 
 def test_scores_that_cannot_be_are_refused(supernet, tmp_path):
-    call = [
-        "--supernet",
-        supernet,
-        "--generations",
-        1,
-        "--population",
-        2,
-        "--crossovers",
-        0,
-        "--mutations",
-        0,
-        "--out",
-        tmp_path,
-    ]
+    call = ["--supernet", supernet, "--generations", 1, "--population", 2, "--crossovers", 0, "--mutations", 0]
+    call += ["--out", tmp_path]
     stage("search", *call)
     (tmp_path / "result.json").unlink()
     good = json.loads((tmp_path / "scores.jsonl").read_text().splitlines()[0])

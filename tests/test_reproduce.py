@@ -429,3 +429,11 @@ def test_figure_1_has_tau_of_each_seed(tmp_path):
 def test_a_mistake_is_told(argv, told, tmp_path):
     with pytest.raises(runtime.UserError, match=told):
         stage("reproduce", *argv, "--out", tmp_path / "r")
+
+
+def test_runs_side_by_side_go_round_the_gpus_and_share_the_cores(monkeypatch):
+    monkeypatch.setattr(reproduce.os, "cpu_count", lambda: 16)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    several = reproduce.workers(args_of("run", "fig2", "--gpus", "0,3", "--jobs", "2"))
+    assert [w["CUDA_VISIBLE_DEVICES"] for w in several] == ["0", "3", "0", "3"] and several[0]["OMP_NUM_THREADS"] == "4"
+    assert reproduce.workers(args_of("run", "fig2", "--jobs", "2")) == [{"OMP_NUM_THREADS": "8"}] * 2
