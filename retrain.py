@@ -8,12 +8,13 @@ CE with effective-number re-weighting from epoch 160 on (DRW-160), plain CE on b
 the end, whatever the accuracy. Products: model.pt, result.json. Paper: 41.93 % on 100x CIFAR-100 after P1 (Table 3a).
 """
 
+import functools
 import json
 import os
 
 import torch
 
-from common import data, drw, engine, flags, runtime, spaces
+from common import data, drw, engine, flags, losses, runtime, spaces
 
 
 def parse_args(argv=None):
@@ -22,7 +23,7 @@ def parse_args(argv=None):
     group.add_argument("--arch", required=True, help="an architecture string, a DARTS Genotype(...), or search's result.json")
     group.add_argument("--channels", type=int, help="of the first stage (default: nats 16, darts 36)")
     group.add_argument("--cells", type=int, help="nats: a stage (default 5); darts: in all (default 20)")
-    group.add_argument("--loss", choices=("CE", "CE-DRW"), default="CE-DRW", help="(default CE-DRW)")
+    group.add_argument("--loss", choices=losses.LOSSES, default="CE-DRW", help="(default CE-DRW)")
     group.add_argument("--describe", action="store_true", help="print the parameters and MACs as JSON; train nothing")
     flags.add_data(parser, dataset="cifar100", imbalance=100)
     flags.add_training(parser, 0.1, 5, "200", "160 180, in proportion to --epochs", "160, in proportion to --epochs")
@@ -86,7 +87,10 @@ def main(args):
         weights = drw.class_weights(counts, args.beta).to(device)
 
     # model
-    net = space.Network(num_classes, args.channels, args.cells, arch).to(device)
+    net = space.Network(num_classes, args.channels, args.cells, arch)
+    net.classifier = losses.classifier(args.loss, net.classifier.in_features, num_classes)
+    net.to(device)
+    criterion = functools.partial(losses.LOSSES[args.loss], counts=counts)
     features = engine.compiled(net) if args.compile else None
 
     # optimiser
@@ -96,10 +100,10 @@ def main(args):
     net.train()
     for epoch in range(run.resume(net, optimizer), args.epochs + 1):
         optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
-        reweight = args.loss == "CE-DRW" and drw.reweighted(epoch, args.reweight_from)
+        reweight = losses.reweights(args.loss) and drw.reweighted(epoch, args.reweight_from)
         metrics = engine.train_epoch(
             net, batches, epoch, optimizer, weights if reweight else torch.ones_like(weights),
-            clip=args.clip, precision=precision, features=features, run=run,
+            clip=args.clip, precision=precision, features=features, run=run, criterion=criterion,
         )  # fmt: skip
         engine.average_statistics(net)
         run.epoch_done(args.epochs, len(train[1]), metrics)
@@ -108,14 +112,22 @@ def main(args):
     with runtime.users_mistake(), runtime.first_rank_first():
         ((images, labels),) = data.load(("test",), **flags.data_of(args), root=args.data_root, device=device)
     mine = slice(runtime.rank(), None, runtime.world())
-    right = engine.correct_by_class(net, engine.normalised_chunks(images[mine], normalise), labels[mine])
+    chunks = engine.normalised_chunks(images[mine], normalise)
+    right = engine.correct_by_class(net, chunks, labels[mine])
+    adjusted = engine.correct_by_class(net, chunks, labels[mine], adjust=(counts / counts.sum()).log())
     per_class = 100 * runtime.sum_over_ranks(right).double() / labels.bincount(minlength=num_classes)
     overall = 100 * right.sum().item() / len(labels)
     facts = describe(args, arch, num_classes)
     if runtime.rank() == 0:
         runtime.save(run.path("model.pt"), {"kind": "sub-net", **facts, "net": net.state_dict()})
-    accuracy = {"all": overall, **by_size(per_class, counts)}
-    run.finish({**facts, "accuracy": accuracy, "per_class": per_class.tolist(), "seconds": run.seconds})
+    accuracy = {"all": overall, "balanced": per_class.mean().item(), **by_size(per_class, counts)}
+    per_class_adjusted = 100 * runtime.sum_over_ranks(adjusted).double() / labels.bincount(minlength=num_classes)
+    adjusted = {
+        "all": 100 * adjusted.sum().item() / len(labels),
+        "balanced": per_class_adjusted.mean().item(),
+        **by_size(per_class_adjusted, counts),
+    }
+    run.finish({**facts, "accuracy": accuracy, "adjusted": adjusted, "per_class": per_class.tolist(), "seconds": run.seconds})
 
 
 if __name__ == "__main__":

@@ -117,14 +117,14 @@ def average_gradients(gradients, weight, asked):
 
 def train_epoch(
     net, batches, epoch, optimizer, class_weights, *,
-    path=None, freeze_backbone=False, clip=5.0, precision="fp32", features=None, run=None,
+    path=None, freeze_backbone=False, clip=5.0, precision="fp32", features=None, run=None, criterion=F.cross_entropy,
 ):  # fmt: skip
     """One pass over `batches`; minimises the weighted cross entropy, sum_i w_i l_i / sum_i w_i over each global batch.
 
     class_weights: (C,) on the device; ones for the plain loss. path: step -> architecture, for a super-net (Eq. 1).
     freeze_backbone: the backbone runs without autograd and only the classifier learns (Eq. 4).
     clip: the largest norm of the gradient. precision: fp32, or bf16 in the backbone; the classifier and the loss are fp32.
-    features: in the place of net.features. run: a `runtime.Run`, whose step the epoch begins at and which is told of each.
+    features: in the place of net.features. criterion: the loss, a function like F.cross_entropy. run: a `runtime.Run`, whose step the epoch begins at and which is told of each.
     Returns {"loss", "accuracy"}, means over the epoch's images on all ranks. UserError names the first step whose loss was
     not finite, or says that the last step broke the weights.
     """
@@ -139,7 +139,7 @@ def train_epoch(
         with torch.set_grad_enabled(not freeze_backbone), low:
             features = features_of(images, *arch)
         logits = net.classifier(features.float())
-        loss = F.cross_entropy(logits, labels, weight=class_weights, reduction="sum")
+        loss = criterion(logits, labels, weight=class_weights, reduction="sum")
         weight = class_weights[labels].sum()
         optimizer.zero_grad(set_to_none=True)  # None, so that operations off the path keep weight and momentum
         loss.backward()
@@ -245,10 +245,10 @@ def recalibrate(net, chunks, *arch):
 
 @torch.inference_mode()
 @exact_products()
-def correct_by_class(net, chunks, labels, *arch):
+def correct_by_class(net, chunks, labels, *arch, adjust=0.0):
     """How many images of each class are classified right: int64 (C,). labels: (n,), of all chunks in order."""
     net.eval()
-    right = torch.cat([net(images, *arch).argmax(1) for images in chunks]) == labels
+    right = torch.cat([(net(images, *arch) - adjust).argmax(1) for images in chunks]) == labels
     return torch.bincount(labels[right], minlength=net.classifier.out_features)
 
 

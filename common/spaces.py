@@ -10,14 +10,20 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import darts, nats
+from . import darts, nats, resnet
 
-SPACES = {"nats": nats, "darts": darts}
+SPACES = {"nats": nats, "darts": darts, "resnet32": resnet}
 
 
 def name_of(text):
     """The name of the space that an architecture string is written in."""
-    return "darts" if "//" in text or text.lstrip().startswith("Genotype") else "nats"
+    return (
+        "resnet32"
+        if text.strip() == "resnet32"
+        else "darts"
+        if "//" in text or text.lstrip().startswith("Genotype")
+        else "nats"
+    )
 
 
 def sample(choices, rng):
