@@ -88,7 +88,7 @@ def main(args):
 
     # model
     net = space.Network(num_classes, args.channels, args.cells, arch)
-    net.classifier = losses.classifier(args.loss, net.classifier.in_features, num_classes)
+    losses.fit_classifier(net, args.loss)
     net.to(device)
     criterion = functools.partial(losses.LOSSES[args.loss], counts=counts)
     features = engine.compiled(net) if args.compile else None

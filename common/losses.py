@@ -58,6 +58,7 @@ def reweights(name):
     return name.endswith("-DRW")
 
 
-def classifier(name, in_features, num_classes):
-    """The linear layer that the named loss trains."""
-    return (CosineClassifier if name.startswith("LDAM") else nn.Linear)(in_features, num_classes)
+def fit_classifier(net, name):
+    """Replaces the net's linear classifier by a `CosineClassifier` if the named loss needs one."""
+    if name == "LDAM-DRW":
+        net.classifier = CosineClassifier(net.classifier.in_features, net.classifier.out_features)
