@@ -3,13 +3,12 @@
     python search.py --supernet runs/p1/supernet.pt --out runs/search_p1
     torchrun --nproc_per_node=8 search.py --supernet runs/p1/supernet.pt --out runs/search_p1
 
-The super-net's checkpoint says which data it was adapted to; the search is on those (P0: on the source). Ranks share out
-the architectures, and the result does not depend on how many ranks there are. Product: result.json, with the best and the
-top k. Paper: 20 generations of 50.
+The super-net's checkpoint names the data that it was adapted to, and the search validates on those (P0: on the source). Ranks
+share the architectures, and the result does not depend on their number. Product: result.json, with the best and the top k.
+Paper: 20 generations of 50.
 """
 
 import json
-import math
 import os
 import time
 
@@ -23,28 +22,31 @@ def parse_args(argv=None):
     parser = runtime.Parser(__doc__)
     group = parser.add_argument_group("search")
     group.add_argument("--supernet", required=True, help="supernet.pt of train_supernet.py or adapt.py")
-    group.add_argument("--generations", type=int, default=20, help="(default 20)")
-    group.add_argument("--population", type=int, default=50, help="architectures a generation (default 50)")
-    group.add_argument("--crossovers", type=int, default=25, help="of the population, from two parents (default 25)")
-    group.add_argument("--mutations", type=int, default=25, help="of the population, from one parent (default 25)")
-    group.add_argument("--mutate-probability", type=float, default=0.1, help="of each gene (default 0.1)")
-    group.add_argument("--topk", type=int, default=10, help="parents: the best so far (default 10)")
-    group.add_argument("--max-mmacs", type=float, metavar="M", help="at most so many million multiply-accumulates")
-    group.add_argument("--bn-images", type=int, default=2000, help="training images for BN statistics (default 2000)")
+    group.add_argument("--generations", type=flags.positive_int, default=20, help="generations of the search (default 20)")
+    group.add_argument("--population", type=flags.positive_int, default=50, help="architectures per generation (default 50)")
+    group.add_argument("--crossovers", type=flags.count, default=25, help="architectures made from two parents (default 25)")
+    group.add_argument("--mutations", type=flags.count, default=25, help="architectures made from one parent (default 25)")
+    group.add_argument(
+        "--mutate-probability", type=flags.fraction, default=0.1, help="probability that a gene mutates (default 0.1)"
+    )
+    group.add_argument("--topk", type=flags.positive_int, default=10, help="parents: the best K so far (default 10)")
+    group.add_argument("--max-mmacs", type=flags.positive, metavar="M", help="at most M million multiply-accumulates")
+    flags.add_bn_images(group)
     flags.add_run(parser, out="runs/search")
     args = parser.parse_args(argv)
-    flags.check(args)
     if args.crossovers + args.mutations > args.population:
-        raise runtime.UserError(f"{args.crossovers} crossovers and {args.mutations} mutations exceed the population")
+        raise runtime.UserError(
+            f"{args.crossovers} crossovers and {args.mutations} mutations exceed the population of {args.population}"
+        )
     return args
 
 
 def evolve(space, score, fits, seed, *, generations, population, crossovers, mutations, mutate_probability, topk):
-    """Yields after each generation all scores so far, {architecture: score}, in the order of evaluation.
+    """Yields all scores so far, {architecture: score}, after each generation, in the order of evaluation.
 
-    space: a module of `spaces.SPACES`, or anything with its CHOICES and LIGHTEST. score: list of architectures -> their
-    scores. fits: whether an architecture may be proposed; LIGHTEST must. None is scored twice. A generation is smaller than
-    the population where a bounded number of draws finds no more that are new and fit.
+    space: the module of a search space, or anything with its CHOICES and LIGHTEST. score: list of architectures -> their
+    scores. fits: whether an architecture may be proposed; LIGHTEST must fit. No architecture is scored twice. A generation
+    is smaller than the population if a bounded number of draws finds too few new architectures that fit.
     """
     scores, proposed = {}, set()
     for generation in range(generations):
@@ -68,11 +70,23 @@ def evolve(space, score, fits, seed, *, generations, population, crossovers, mut
             propose(mutations, lambda rng: spaces.mutate(parent(rng), space.CHOICES, mutate_probability, rng))
             propose(crossovers, lambda rng: spaces.crossover(parent(rng), parent(rng), rng))
         propose(population - len(candidates), lambda rng: spaces.sample(space.CHOICES, rng))
-        if not scores and not candidates:
-            candidates = [space.LIGHTEST]  # the limit is so tight that chance does not meet it; mutation starts from here
+        if not scores and not candidates:  # random draws missed a tight limit, so mutation starts from the lightest
+            candidates = [space.LIGHTEST]
             proposed.add(space.LIGHTEST)
         scores.update(zip(candidates, score(candidates), strict=True))
         yield scores
+
+
+def read_scores(path, space):
+    """{architecture: line} of the scores.jsonl of an interrupted search, {} if there is none."""
+    if not os.path.exists(path):
+        return {}
+    with runtime.users_mistake(f"'{path}' is damaged, remove it to start anew"), open(path) as file:
+        try:
+            lines = [json.loads(line) for line in file]
+            return {space.from_string(line["arch"]): {**line, "seconds": float(line["seconds"])} for line in lines}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(error) from None
 
 
 def main(args):
@@ -83,10 +97,10 @@ def main(args):
         return
     checkpoint = runtime.load_checkpoint(args.supernet, "super-net")
 
-    # model, first, since it tells at once whether the limit can be met
+    # model: before the data, since it tells at once whether the limit can be met
     with runtime.users_mistake(args.supernet):
         net = spaces.supernet_from(checkpoint).to(device)
-    space = spaces.SPACES[checkpoint["space"]]
+    space = spaces.space(checkpoint["space"])
     macs = spaces.macs_counter(net, checkpoint["data"]["image_size"])
     lightest = macs(space.LIGHTEST) / 1e6
     if args.max_mmacs is not None and lightest > args.max_mmacs:
@@ -98,18 +112,11 @@ def main(args):
     with runtime.users_mistake(args.supernet):
         score_path = engine.scorer(net, train, val, args.bn_images, args.seed)
 
-    # optimiser: evolution, on scores that a run which was interrupted need not compute again
-    known = {}
-    if os.path.exists(run.path("scores.jsonl")):
-        with runtime.users_mistake(run.path("scores.jsonl")), open(run.path("scores.jsonl")) as file:
-            for line in map(json.loads, file):
-                numbers = [isinstance(line, dict) and line.get(key) for key in ("accuracy", "seconds")]
-                if not all(isinstance(n, float) and 0 <= n < math.inf for n in numbers) or numbers[0] > 100:
-                    raise ValueError(f"'{str(line)[:60]}' is not a score")
-                known[space.from_string(str(line.get("arch")))] = line
-    run.config["data"] = checkpoint["data"]
+    # optimiser: evolution over scores, which an interrupted run need not compute again
+    known = read_scores(run.path("scores.jsonl"), space)
     run.begin()
-    runtime.barrier()  # nobody writes before everybody has read
+    if runtime.world() > 1:
+        torch.distributed.barrier()  # rank 0 writes scores only after all ranks have read them
 
     def score(archs):
         unknown = [arch for arch in archs if arch not in known]
@@ -143,7 +150,7 @@ def main(args):
     # save
     ranked = sorted(scores, key=scores.get, reverse=True)[: args.topk]
     top = [{"arch": space.to_string(a), "accuracy": scores[a], "mmacs": macs(a) / 1e6} for a in ranked]
-    run.finish({"best": top[0], "topk": top, "evaluated": len(scores), "seconds": seconds})
+    run.finish({"best": top[0], "topk": top, "evaluated": len(scores), "seconds": seconds, "data": checkpoint["data"]})
 
 
 if __name__ == "__main__":

@@ -4,31 +4,28 @@
     torchrun --nproc_per_node=8 train_supernet.py --dataset cifar10 --out runs/source
     python train_supernet.py --dataset cifar100 --imbalance 100 --out runs/p3
 
-One uniformly drawn path learns at each step (Guo et al. 2020). The loss is CE-DRW, which on balanced data is plain CE, since
-all its weights are 1. Products: supernet.pt and result.json. Paper, 100x CIFAR-100: sub-nets of P3 reach 41.53 % (Table 3a).
+Each step trains one uniformly drawn path (Guo et al. 2020). On balanced data the default loss, CE-DRW, is plain CE, since all
+its weights are 1. Products: supernet.pt, result.json. Paper, 100x CIFAR-100: sub-nets of P3 reach 41.53 % (Table 3a).
 """
+
+from functools import partial
 
 import torch
 
-from common import data, drw, engine, flags, runtime, spaces
+from common import data, drw, engine, flags, losses, runtime, spaces
 
 
 def parse_args(argv=None):
     parser = runtime.Parser(__doc__)
     group = parser.add_argument_group("super-net")
     group.add_argument("--space", choices=spaces.SPACES, default="nats", help="search space (default nats)")
-    group.add_argument("--channels", type=int, help="of the first stage (default: nats 16, darts 36)")
-    group.add_argument("--cells", type=int, help="nats: a stage (default 5); darts: in all (default 20)")
-    group.add_argument("--loss", choices=("CE", "CE-DRW"), default="CE-DRW", help="Table 5 (default CE-DRW)")
+    flags.add_shape(group)
     flags.add_data(parser, dataset="cifar10", imbalance=1)
     flags.add_training(parser, 0.1, 5, "600", "400 500, in proportion to --epochs", "400, in proportion to --epochs")
     flags.add_run(parser, out="runs/supernet")
     args = parser.parse_args(argv)
-    for name, value in spaces.SPACES[args.space].DEFAULTS.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    flags.schedule(args, epochs=600, milestones=(400, 500), reweight_from=400)
-    flags.check(args)
+    flags.fill_shape(args, args.space)
+    flags.fill_schedule(args, epochs=600, milestones=(400, 500), reweight_from=400)
     return args
 
 
@@ -38,7 +35,6 @@ def main(args):
     run = runtime.Run(args, device)
     if run.finished:
         return
-    precision = flags.precision(args, run, device)
 
     # data
     with runtime.users_mistake(), runtime.first_rank_first():
@@ -49,27 +45,30 @@ def main(args):
         weights = drw.class_weights(counts, args.beta).to(device)
 
     # model
-    net = spaces.supernet(args.space, len(counts), args.channels, args.cells).to(device)
-    choices = spaces.SPACES[args.space].CHOICES
+    net = spaces.supernet(args.space, len(counts), args.channels, args.cells)
+    losses.fit_classifier(net, args.loss)
+    net.to(device)
+    choices = spaces.space(args.space).CHOICES
 
     # optimiser
     optimizer = engine.sgd(net, args.lr, args.momentum, args.weight_decay)
+    loss = partial(losses.LOSSES[args.loss], counts=counts)
 
     # loop
     engine.use_batch_statistics(net)
     for epoch in range(run.resume(net, optimizer), args.epochs + 1):
         optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
-        reweight = args.loss == "CE-DRW" and drw.reweighted(epoch, args.reweight_from)
+        reweight = losses.reweights(args.loss) and drw.reweighted(epoch, args.reweight_from)
         metrics = engine.train_epoch(
             net, batches, epoch, optimizer, weights if reweight else torch.ones_like(weights),
-            path=lambda step: spaces.path(choices, args.seed, step), clip=args.clip, precision=precision, run=run,
+            loss=loss, path=lambda step: spaces.path(choices, args.seed, step), clip=args.clip, precision=args.precision,
         )  # fmt: skip
         run.epoch_done(args.epochs, len(train[1]), metrics)
 
     # save
     procedure = "source" if counts.min() == counts.max() else "P3"
     facts = {"procedure": procedure, "dataset": args.dataset, "imbalance": args.imbalance, "seed": args.seed}
-    run.save_supernet(net, args.space, args.channels, args.cells, flags.data_of(args), facts)
+    run.save_supernet(net, args.space, args.channels, args.cells, args.loss, flags.data_of(args), facts)
     run.finish({**facts, "epochs": args.epochs, "seconds": run.seconds, "supernet": run.path("supernet.pt")})
 
 

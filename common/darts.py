@@ -1,11 +1,11 @@
 """The DARTS space (Liu et al. 2019): a normal and a reduction cell of four nodes, each with two distinct inputs.
 
-An architecture is 24 genes, three per node: which pair of inputs, then the operation on each. Every value of every gene
-is a legal architecture whatever the others are, so sampling, mutation and crossover need no repair. As a string:
+An architecture is 24 genes, three per node: the pair of inputs, then the operation on each. All combinations of gene values
+are legal, so sampling, mutation and crossover need no repair. As a string:
 
     |op~input|op~input|+|..|..|+|..|..|+|..|..|//|the reduction cell, in the same form|
 
-Inputs 0 and 1 are the two previous cells, 2.. the cell's own nodes. Strings are written with a node's inputs in order.
+Inputs 0 and 1 are the two previous cells, 2.. the cell's own nodes. A node's inputs are written in ascending order.
 """
 
 import ast
@@ -14,7 +14,8 @@ from itertools import combinations
 import torch
 from torch import nn
 
-from .ops import OPS, BatchNorm2d, FactorizedReduce, relu_conv_bn
+from .fast import BatchNorm2d
+from .ops import OPS, FactorizedReduce, relu_conv_bn
 
 OPERATIONS = (
     "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5",
@@ -22,7 +23,7 @@ OPERATIONS = (
 NODES = 4
 PAIRS = tuple(tuple(combinations(range(2 + node), 2)) for node in range(NODES))  # of inputs, for each node
 CHOICES = tuple(n for node in range(NODES) for n in (len(PAIRS[node]), len(OPERATIONS), len(OPERATIONS))) * 2
-LIGHTEST = (0,) * len(CHOICES)  # pooling alone
+LIGHTEST = (0,) * len(CHOICES)  # nothing but pooling
 DEFAULTS = {"channels": 36, "cells": 20}
 
 
@@ -140,8 +141,9 @@ class Cell(nn.Module):
 class Network(nn.Module):
     """Super-net (`arch=None`, called `net(x, arch)`) and sub-net (called `net(x)`) of (B, 3, H, W) images.
 
-    channels: C, the width of the first cells, doubled in each of two reduction cells, at one and two thirds of the depth.
-    cells: how many in all. A sub-net's parameter names are those of the same operations in the super-net. No auxiliary head.
+    channels: C, width of the first cells, doubled in each of the two reduction cells, at one and two thirds of the depth.
+    cells: number of cells in all. A sub-net's parameters have the names of the same operations in the super-net. There is
+    no auxiliary head.
     """
 
     to_string = staticmethod(to_string)

@@ -6,7 +6,6 @@
 Every loss takes logits (B, C), labels (B,) and counts (C,), and `weight` (C,) and `reduction` as F.cross_entropy does.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 

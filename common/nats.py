@@ -10,13 +10,14 @@ from itertools import permutations
 import torch
 from torch import nn
 
-from .ops import OPS, BatchNorm2d, relu_conv_bn
+from .fast import BatchNorm2d
+from .ops import OPS, relu_conv_bn
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = tuple((node, source) for node in (1, 2, 3) for source in range(node))
 CHOICES = (len(OPERATIONS),) * len(EDGES)  # how many values each gene can take
-LIGHTEST = (0,) * len(EDGES)  # an architecture of the fewest multiply-accumulates
-DEFAULTS = {"channels": 16, "cells": 5}  # cells a stage; three stages
+LIGHTEST = (0,) * len(EDGES)  # an architecture with the fewest multiply-accumulates
+DEFAULTS = {"channels": 16, "cells": 5}  # cells per stage, of three stages
 
 
 def to_string(arch):
@@ -50,16 +51,15 @@ def from_string(text):
 def canonical(arch):
     """(function, edges): what the cell computes, and the indices in EDGES of the convolutions that take part in it.
 
-    Architectures of equal functions compute the same once they are given the same weights, edge for edge in the order of
-    `edges`. Edges that reach no output are left out, and so are convolutions of nothing, which give a constant; skip
-    connections are followed; pooling is linear, so it is spread over a sum; the order of a sum does not matter.
-    Convolutions of the same input stay two, since each has weights of its own. 5,044 of the 15,625 are distinct, and 93 of
-    the 135 of 149 M multiply-accumulates.
+    Architectures with equal functions compute the same when they share weights, edge for edge in the order of `edges`.
+    Edges that do not reach the output are left out, and so are convolutions of zeros, which give a constant. Skip
+    connections are followed. Pooling is linear, so the pool of a sum is the sum of pools. The order of a sum is ignored.
+    Two convolutions of the same input stay two: each has its own weights. 5,044 of the 15,625 architectures are distinct,
+    and 93 of the 135 with 149 M multiply-accumulates.
     """
     convs = []  # (operation, terms of its input, edge)
-    nodes = [
-        ((0, None),)
-    ]  # of each node the terms of its sum: how often pooled, and which convolution (None: the cell's input)
+    # A node is a sum of terms (number of poolings, convolution). Convolution None is the cell's input.
+    nodes = [((0, None),)]
     for node in (1, 2, 3):
         terms = []
         for source in range(node):
@@ -73,26 +73,26 @@ def canonical(arch):
                 convs.append((name, below, edge))
                 terms.append((0, len(convs) - 1))
         nodes.append(tuple(terms))
-    alive, reached = [], list(nodes[3])
+    live, reached = [], list(nodes[3])
     while reached:
         conv = reached.pop()[1]
-        if conv is not None and conv not in alive:
-            alive.append(conv)
+        if conv is not None and conv not in live:
+            live.append(conv)
             reached += convs[conv][1]
 
     def written(order):
-        """The function, with the convolutions called by their places in this order."""
+        """The function, with convolutions named by their place in this order."""
         place = {conv: i for i, conv in enumerate(order)} | {None: -1}
         sums = (nodes[3], *(convs[conv][1] for conv in order))
         sums = tuple(tuple(sorted((pooled, place[conv]) for pooled, conv in terms)) for terms in sums)
         return sums, tuple(convs[conv][0] for conv in order)
 
-    order = min(permutations(alive), key=written)
-    return written(order), tuple(convs[c][2] for c in order)
+    order = min(permutations(live), key=written)
+    return written(order), tuple(convs[conv][2] for conv in order)
 
 
 class Cell(nn.Module):
-    """Node 0 is the input; every later node is the sum of its edges; node 3 is the output. Shape is kept."""
+    """Node 0 is the input, every later node the sum of its incoming edges, node 3 the output: (B, C, H, W), kept."""
 
     def __init__(self, channels, arch, affine):
         super().__init__()
@@ -106,21 +106,22 @@ class Cell(nn.Module):
         genes = dict(zip(EDGES, arch or self.arch, strict=True))
         edges = dict(zip(EDGES, self.edges, strict=True))
         nodes, rectified = [x], {}
-        for target in (1, 2, 3):
+        for node in (1, 2, 3):
             total = None
-            for source in range(target):
-                name = OPERATIONS[genes[target, source]]
+            for source in range(node):
+                name = OPERATIONS[genes[node, source]]
                 if name == "none":
                     continue
-                op, out = edges[target, source][name], nodes[source]
-                if name.startswith("nor_conv"):  # ReLU-Conv-BN: all convolutions of a node share its ReLU
+                op, out = edges[node, source][name], nodes[source]
+                if name.startswith("nor_conv"):  # all ReLU-Conv-BN edges that leave a node share its ReLU
+                    relu, conv, bn = op
                     if source not in rectified:
-                        rectified[source] = op[0](out)
-                    out = op[2](op[1](rectified[source]))
+                        rectified[source] = relu(out)
+                    out = bn(conv(rectified[source]))
                 else:
                     out = op(out)
-                shared = any(total is node for node in nodes)  # by a skip connection: not to be written into
-                total = out if total is None else total + out if shared else total.add_(out)
+                is_a_node = any(total is other for other in nodes)  # a skip connection: adding in place would change it
+                total = out if total is None else total + out if is_a_node else total.add_(out)
             nodes.append(torch.zeros_like(x) if total is None else total)
         return nodes[3]
 
@@ -142,8 +143,8 @@ class Reduction(nn.Module):
 class Network(nn.Module):
     """Super-net (`arch=None`, called `net(x, arch)`) and sub-net (called `net(x)`) of (B, 3, H, W) images.
 
-    channels: C, the width of the first stage, doubled twice. cells: N, cells a stage.
-    A sub-net's parameter names are those of the same operations in the super-net.
+    channels: C, width of the first stage, doubled twice. cells: N, cells per stage.
+    A sub-net's parameters have the names of the same operations in the super-net.
     """
 
     to_string = staticmethod(to_string)

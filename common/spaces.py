@@ -1,29 +1,38 @@
-"""The search spaces by name, and what is done with an architecture in any of them.
+"""The search spaces by name, and what can be done with an architecture of any of them.
 
-An architecture is a tuple of small ints; gene i takes any value in range(CHOICES[i]), whatever the others are. A new space
-is one module with OPERATIONS, CHOICES, LIGHTEST, DEFAULTS, to_string, from_string and Network, and one line in SPACES.
+An architecture is a tuple of small ints; gene i takes any value in range(CHOICES[i]), whatever the others are. To add a
+space, write common/<name>.py with CHOICES, LIGHTEST, DEFAULTS, to_string, from_string and Network, and add its name here.
 """
 
 import copy
+import importlib
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import darts, nats, resnet
+from .losses import fit_classifier
+from .runtime import all_finite
 
-SPACES = {"nats": nats, "darts": darts, "resnet32": resnet}
+SPACES = ("nats", "darts", "resnet32")
 
 
-def name_of(text):
-    """The name of the space that an architecture string is written in."""
-    return (
-        "resnet32"
-        if text.strip() == "resnet32"
-        else "darts"
-        if "//" in text or text.lstrip().startswith("Genotype")
-        else "nats"
-    )
+def space(name):
+    """The module of a search space. ValueError for an unknown name."""
+    if name not in SPACES:
+        raise ValueError(f"unknown search space '{name}': choose from {', '.join(SPACES)}")
+    return importlib.import_module(f"common.{name}")
+
+
+def parse(text):
+    """(name of the space, architecture) of an architecture string. ValueError with each space's reason if none reads it."""
+    reasons = []
+    for name in SPACES:
+        try:
+            return name, space(name).from_string(text)
+        except ValueError as error:
+            reasons.append(f"{name}: {error}")
+    raise ValueError(f"no search space reads '{text}'. {'; '.join(reasons)}")
 
 
 def sample(choices, rng):
@@ -48,68 +57,33 @@ def path(choices, seed, step):
 
 
 def supernet(name, num_classes, channels, cells):
-    """A super-net of the named space, weights drawn from torch's seed. ValueError for an unknown name."""
-    if name not in SPACES:
-        raise ValueError(f"unknown search space '{name}': choose from {', '.join(SPACES)}")
-    return SPACES[name].Network(num_classes, channels, cells)
-
-
-_FACTS = {
-    "space": str,
-    "channels": int,
-    "cells": int,
-    "num_classes": int,
-    "data": dict,
-    "net": dict,
-    "procedure": str,
-    "seed": int,
-}
-_DATA = {"dataset": str, "imbalance": (int, float), "data_seed": int, "val_per_class": int, "image_size": int}
+    """A super-net of the named space, with weights drawn from torch's seed."""
+    return space(name).Network(num_classes, channels, cells)
 
 
 def supernet_from(checkpoint):
-    """The super-net in a checkpoint of `train_supernet.py` or `adapt.py`. ValueError says what in it cannot be."""
-    for facts, kinds in ((checkpoint, _FACTS), (checkpoint.get("data"), _DATA)):
-        for name, kind in kinds.items():
-            if not isinstance(facts, dict) or not isinstance(facts.get(name), kind) or isinstance(facts[name], bool):
-                raise ValueError(f"it does not say its '{name}', or not as train_supernet.py does")
-    if set(checkpoint["data"]) != set(_DATA):
-        raise ValueError(f"its data are {', '.join(sorted(map(str, checkpoint['data'])))} and not {', '.join(sorted(_DATA))}")
-    size = checkpoint["data"]["image_size"]
-    if not 4 <= size <= 1024 or size % 4:
-        raise ValueError(f"its 'image_size' is {size}: not a multiple of 4 from 4 to 1024")
-    weights, (channels, cells, classes) = checkpoint["net"], (checkpoint[k] for k in ("channels", "cells", "num_classes"))
-    misfit = ValueError(
-        f"these are not the weights of the '{checkpoint['space']}' super-net that it names, of {channels} channels, "
-        f"{cells} cells and {classes} classes"
-    )
-    dense = [isinstance(w, torch.Tensor) and w.layout == torch.strided and w.device.type == "cpu" for w in weights.values()]
-    if not all(dense) or not all(isinstance(name, str) for name in weights):
-        raise misfit
-    # Before anything is built: no more of it than the file has weights for.
-    if not 0 < cells <= len(weights) or not 0 < min(channels, classes) <= max(channels, classes) < 2**20:
-        raise misfit
-    with torch.device("meta"):
-        expected = supernet(checkpoint["space"], classes, channels, cells).state_dict()
-    if {n: (w.shape, w.dtype) for n, w in weights.items()} != {n: (w.shape, w.dtype) for n, w in expected.items()}:
-        raise misfit
-    broken = [name for name, w in weights.items() if not torch.isfinite(w).all()]
-    if broken:
-        raise ValueError(f"its weight '{broken[0]}' is not finite")
-    net = supernet(checkpoint["space"], classes, channels, cells)
-    net.load_state_dict(weights)
+    """The super-net in a checkpoint of train_supernet.py or adapt.py. ValueError if weights do not fit or are not finite."""
+    try:
+        net = supernet(*(checkpoint[key] for key in ("space", "num_classes", "channels", "cells")))
+        fit_classifier(net, checkpoint["loss"])
+        net.load_state_dict(checkpoint["net"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"its weights do not fit the super-net that it names: {str(error).splitlines()[0]}") from None
+    if not all_finite(checkpoint["net"]):
+        raise ValueError("its weights are not finite")
     return net
 
 
 def parameters(net):
-    """Learned numbers of a network: of a sub-net, its parameter count."""
+    """Number of learned values of a network: of a sub-net, its parameter count."""
     return sum(p.numel() for p in net.parameters())
 
 
 def macs_counter(net, image_size=32):
     """A function from an architecture (none for a sub-net) to the multiply-accumulates of one image of that size.
 
-    PyTorch's own counter counts two operations for each; only convolutions and the classifier count, as in the literature.
+    PyTorch's counter counts a multiply-accumulate as two operations. Only convolutions and the classifier count, as in the
+    literature.
     """
     net = copy.deepcopy(net).to("meta").eval()
     image = torch.empty(1, 3, image_size, image_size, device="meta")

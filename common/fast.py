@@ -1,0 +1,193 @@
+"""The same numbers sooner: batch norm by rows, pooling as a convolution, captured or compiled sub-nets, kept memory.
+
+Nothing here is needed to understand the method. `benchmark.py` shows what each part gains.
+"""
+
+import ctypes
+import functools
+from contextlib import suppress
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def keep_freed_memory():
+    """Makes glibc keep large freed blocks. Returning them and mapping them anew took a third of a training step on a CPU."""
+    with suppress(OSError, AttributeError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped on its own
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
+
+
+# Batch norm
+
+
+def _as_row(values, width):
+    """(C,) -> (1, C, 1, width), channels-last.
+
+    An operation with one number per channel then runs over width * C numbers at a time instead of C. With few channels
+    that is two to three times as fast on a CPU.
+    """
+    return values.view(1, -1, 1, 1).expand(1, -1, 1, width).contiguous(memory_format=torch.channels_last)
+
+
+class _Standardise(torch.autograd.Function):
+    """(x - mean) / deviation * weight + bias. The backward pass treats mean and variance as statistics of x."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, mean, var, eps):
+        ctx.eps, inverse = eps, (var + eps).rsqrt()
+        ctx.save_for_backward(x, weight, mean, inverse)
+        scale = inverse if weight is None else weight * inverse
+        shift = -mean * scale if bias is None else bias - mean * scale
+        return torch.addcmul(_as_row(shift, x.shape[3]), x, _as_row(scale, x.shape[3]))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight, mean, inverse = ctx.saved_tensors
+        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, None, None, mean, inverse, True, ctx.eps, [True, weight is not None, weight is not None]
+        )
+        return grad_x, grad_weight, grad_bias, None, None, None
+
+
+@functools.cache
+def _ones_and_zeros(channels, device):
+    with torch.inference_mode(False):
+        return torch.ones(channels, device=device), torch.zeros(channels, device=device)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """nn.BatchNorm2d with the same parameters and buffers, faster on a CPU in fp32 and in super-nets on a GPU.
+
+    Re-calibrated statistics (momentum None) do not depend on the number of threads.
+    """
+
+    def reset_running_stats(self):
+        super().reset_running_stats()
+        self.batches_seen = 0  # on the host: reading `num_batches_tracked` from a GPU would wait for it
+
+    def forward(self, x):
+        if torch.compiler.is_compiling():
+            return super().forward(x)
+        if x.is_cuda and self.training and not self.affine:
+            return self._forward_cudnn(x)
+        # `_Standardise` differentiates through batch statistics, which evaluation with gradients must not.
+        if x.device.type != "cpu" or x.dtype != torch.float32 or (torch.is_grad_enabled() and not self.training):
+            return super().forward(x)
+        mean, var = self._batch_statistics(x) if self.training else (self.running_mean, self.running_var)
+        return _Standardise.apply(x, self.weight, self.bias, mean, var, self.eps)
+
+    def _forward_cudnn(self, x):
+        """cuDNN needs fewer kernels than PyTorch's own batch norm, but asks for a scale and a shift."""
+        statistics = (None, None)
+        if self.track_running_stats:
+            self.batches_seen += 1
+            statistics = self.running_mean, self.running_var
+        share = 1 / max(self.batches_seen, 1) if self.momentum is None else self.momentum
+        return F.batch_norm(x, *statistics, *_ones_and_zeros(x.shape[1], x.device), True, share, self.eps)
+
+    def _batch_statistics(self, x):
+        """Mean and biased variance of the batch, two (C,); running statistics are updated if they are tracked."""
+        b, c, h, w = x.shape
+        rows = x.detach().permute(0, 2, 3, 1).reshape(b * h, w * c)
+        if self.momentum is None:
+            mean = rows.mean(0).view(w, c).mean(0)
+            var = (rows - mean.repeat(w)).square_().mean(0).view(w, c).mean(0)
+        else:
+            means, variances = (s.view(w, c) for s in torch.batch_norm_update_stats(rows, None, None, 0.0))
+            var, mean = torch.var_mean(means, 0, correction=0)
+            var += variances.mean(0)  # variance between the columns plus variance within them
+        if self.track_running_stats:
+            self.num_batches_tracked += 1
+            share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(var * (b * h * w / max(b * h * w - 1, 1)), share)
+        return mean, var
+
+
+# Pooling
+
+
+def _inverse_window_sizes(c, h, w, stride, dtype, device):
+    """(1, C, H / stride, W / stride), channels-last: 1 / number of pixels of each 3x3 window that lie inside the image."""
+    inside = F.conv2d(torch.ones(1, 1, h, w), torch.ones(1, 1, 3, 3), stride=stride, padding=1)
+    return inside.reciprocal().expand(1, c, -1, -1).to(device, dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _window_of_ones(c, dtype, device):
+    return torch.ones(c, 1, 3, 3, dtype=dtype, device=device)
+
+
+_cached_sizes, _cached_ones = functools.cache(_inverse_window_sizes), functools.cache(_window_of_ones)
+
+
+class AvgPool3x3(nn.Module):
+    """nn.AvgPool2d(3, stride, 1, count_include_pad=False), as a depth-wise convolution with ones.
+
+    PyTorch's pooling of channels-last tensors takes three times as long on a CPU and six times on a GPU.
+    """
+
+    def __init__(self, stride):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x):
+        if x.is_meta:  # multiply-accumulates are being counted, and pooling has none
+            return F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
+        c, h, w = x.shape[1:]
+        compiling = torch.compiler.is_compiling()
+        ones, sizes = (_window_of_ones, _inverse_window_sizes) if compiling else (_cached_ones, _cached_sizes)
+        with torch.inference_mode(False):  # what scoring caches must be usable in training
+            weight, inverse = ones(c, x.dtype, x.device), sizes(c, h, w, self.stride, x.dtype, x.device)
+        return F.conv2d(x, weight, stride=self.stride, padding=1, groups=c) * inverse
+
+
+# Sub-nets without Python between their kernels
+
+
+class _Backbone(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        return self.net.features(images)
+
+
+def _captured(net):
+    """`net.features` as CUDA graphs, one for each batch shape, captured when that shape first comes.
+
+    The small kernels of a sub-net take a GPU less time than Python needs to launch them. A graph launches them as one.
+    """
+    graphs, pool = {}, torch.cuda.graph_pool_handle()
+
+    def features(images):
+        bf16 = torch.is_autocast_enabled("cuda")
+        if (images.shape, bf16) not in graphs:
+            before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+            with torch.autocast("cuda", torch.bfloat16, enabled=bf16, cache_enabled=False):
+                graphs[images.shape, bf16] = torch.cuda.make_graphed_callables(
+                    _Backbone(net), (images.clone(),), allow_unused_input=True, pool=pool
+                )
+            for name, buffer in net.named_buffers():  # capturing ran the net and changed its BN statistics
+                buffer.copy_(before[name])
+        return graphs[images.shape, bf16](images)
+
+    return features
+
+
+def compiled(net):
+    """A sub-net's `features`, (B, 3, H, W) -> (B, D), faster: CUDA graphs on a GPU, torch.compile on a CPU.
+
+    torch.compile compiles each batch shape when it first comes. ValueError where nothing can compile.
+    """
+    if next(net.parameters()).is_cuda:
+        return _captured(net)
+    try:
+        torch.compile(torch.neg)(next(net.parameters()).detach())
+    except Exception as error:  # no C++ compiler, no Triton, and others
+        raise ValueError(f"--compile does not work on this machine: {str(error).strip().splitlines()[0]}") from None
+    torch.compiler.reset()  # the limit on recompilations counts per function, and earlier nets have used it up
+    return torch.compile(net.features, dynamic=False)
