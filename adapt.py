@@ -19,17 +19,12 @@ from common import data, drw, engine, flags, losses, runtime, spaces
 def parse_args(argv=None):
     parser = runtime.Parser(__doc__)
     group = parser.add_argument_group("adaptation")
-    group.add_argument("--procedure", choices=("P0", "P1", "P2"), default="P1", help="how to adapt, Table 2 (default P1)")
+    group.add_argument("--procedure", choices=("P0", "P1", "P2"), default="P1", help="way to adapt, Table 2")
     group.add_argument("--supernet", required=True, help="supernet.pt of the source")
-    group.add_argument(
-        "--backbone-epochs", type=flags.count, metavar="E",
-        help="P2: freeze the backbone after E epochs, Table 4 (default: never)",
-    )  # fmt: skip
-    group.add_argument(
-        "--features-every", type=flags.positive_int, default=1, metavar="K",
-        help="while the backbone is frozen, compute features in every K-th epoch only and train the classifier on them in "
-        "all epochs, shuffled over paths (default 1: the paper's way, new features in every epoch)",
-    )  # fmt: skip
+    text = "P2: freeze the backbone after E epochs, Table 4 (default: never)"
+    group.add_argument("--backbone-epochs", type=flags.count, metavar="E", help=text)
+    text = "with a frozen backbone: compute features in every K-th epoch only, and train on them, shuffled, until the next"
+    group.add_argument("--features-every", type=flags.positive_int, default=1, metavar="K", help=text)
     flags.add_data(parser, dataset="cifar100", imbalance=100)
     flags.add_training(parser, 0.01, 0, "200", "100, in proportion to --epochs", "P1: 1; P2: 100, in proportion")
     flags.add_run(parser, out="runs/adapt")
@@ -55,11 +50,11 @@ def main(args):
     source = runtime.load_checkpoint(args.supernet, "super-net")
     with runtime.users_mistake(args.supernet):
         net = spaces.supernet_from(source)
-    shape = [source[key] for key in ("space", "channels", "cells")]
+    shape = {key: source[key] for key in ("space", "channels", "cells")}
     facts = {"procedure": args.procedure, "dataset": args.dataset, "imbalance": args.imbalance, "seed": args.seed}
     if args.procedure == "P0":  # the checkpoint keeps the source's data, on which it will be searched
         run.begin()
-        run.save_supernet(net, *shape, source["loss"], source["data"], facts)
+        run.save_supernet(net, {**shape, **facts, "loss": source["loss"], "data": source["data"]})
         return run.finish({**facts, "epochs": 0, "seconds": 0.0, "supernet": run.path("supernet.pt")})
 
     # data
@@ -104,7 +99,7 @@ def main(args):
         run.epoch_done(args.epochs, len(train[1]), metrics)
 
     # save
-    run.save_supernet(net, *shape, args.loss, flags.data_of(args), facts)
+    run.save_supernet(net, {**shape, **facts, "loss": args.loss, "data": flags.data_of(args)})
     run.finish({**facts, "epochs": args.epochs, "seconds": run.seconds, "supernet": run.path("supernet.pt")})
 
 

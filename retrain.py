@@ -21,9 +21,8 @@ from common import data, drw, engine, fast, flags, losses, runtime, spaces
 def parse_args(argv=None):
     parser = runtime.Parser(__doc__)
     group = parser.add_argument_group("sub-net")
-    group.add_argument(
-        "--arch", required=True, help="architecture string, DARTS Genotype(...), resnet32, or the result.json of a search"
-    )
+    text = "architecture string, DARTS Genotype(...), resnet32, or the result.json of a search"
+    group.add_argument("--arch", required=True, help=text)
     flags.add_shape(group)
     group.add_argument("--describe", action="store_true", help="print parameters and multiply-accumulates as JSON, and stop")
     flags.add_data(parser, dataset="cifar100", imbalance=100)

@@ -18,7 +18,7 @@ from common import data, drw, engine, flags, losses, runtime, spaces
 def parse_args(argv=None):
     parser = runtime.Parser(__doc__)
     group = parser.add_argument_group("super-net")
-    group.add_argument("--space", choices=spaces.SPACES, default="nats", help="search space (default nats)")
+    group.add_argument("--space", choices=spaces.SPACES, default="nats", help="search space")
     flags.add_shape(group)
     flags.add_data(parser, dataset="cifar10", imbalance=1)
     flags.add_training(parser, 0.1, 5, "600", "400 500, in proportion to --epochs", "400, in proportion to --epochs")
@@ -68,7 +68,8 @@ def main(args):
     # save
     procedure = "source" if counts.min() == counts.max() else "P3"
     facts = {"procedure": procedure, "dataset": args.dataset, "imbalance": args.imbalance, "seed": args.seed}
-    run.save_supernet(net, args.space, args.channels, args.cells, args.loss, flags.data_of(args), facts)
+    shape = {"space": args.space, "channels": args.channels, "cells": args.cells}
+    run.save_supernet(net, {**shape, **facts, "loss": args.loss, "data": flags.data_of(args)})
     run.finish({**facts, "epochs": args.epochs, "seconds": run.seconds, "supernet": run.path("supernet.pt")})
 
 

@@ -82,20 +82,16 @@ def load(splits, dataset, imbalance=1.0, data_seed=0, val_per_class=0, image_siz
     the test split if that is 0, as in the paper. test: the dataset's own (a folder's val/), read only if asked for.
     dataset: cifar10, cifar100, synthetic10, synthetic100, or a folder of train/<class>/* and val/<class>/* images.
     """
-    chosen = {}
-    if "train" in splits or ("val" in splits and val_per_class):
-        labels, fetch = _open(dataset, "train", root, image_size)
-        rest, held_out = hold_out(labels, val_per_class, data_seed)
-        kept = rest[long_tail_indices(labels[rest], imbalance, data_seed)]
-        chosen = {"train": (kept, labels, fetch), "val": (held_out, labels, fetch)}
-    if "test" in splits or ("val" in splits and not val_per_class):
-        labels, fetch = _open(dataset, "val", root, image_size)
-        chosen["test"] = (np.arange(len(labels)), labels, fetch)
-        if not val_per_class:
-            chosen["val"] = chosen["test"]
-    loaded = []
+    pools, loaded = {}, []
     for split in splits:
-        indices, labels, fetch = chosen[split]
+        pool = "val" if split == "test" or (split == "val" and not val_per_class) else "train"
+        if pool not in pools:
+            pools[pool] = _open(dataset, pool, root, image_size)
+        labels, fetch = pools[pool]
+        indices = np.arange(len(labels))
+        if pool == "train":
+            rest, held_out = hold_out(labels, val_per_class, data_seed)
+            indices = held_out if split == "val" else rest[long_tail_indices(labels[rest], imbalance, data_seed)]
         loaded.append((fetch(indices).to(device), torch.from_numpy(labels[indices]).to(device)))
     return loaded
 
@@ -126,21 +122,19 @@ def _resized(images, size):
 def _class_folders(name, split):
     if not os.path.isdir(name):
         raise ValueError(f"unknown dataset '{name}': choose from {', '.join(CLASSES)}, or give a folder of images")
-    folder = os.path.join(name, split)
-    if not os.path.isdir(folder):
-        raise ValueError(f"'{name}' has no folder '{split}/': a dataset is train/<class>/* and val/<class>/*")
     try:
-        return torchvision.datasets.folder.find_classes(folder)[0]
+        return torchvision.datasets.folder.find_classes(os.path.join(name, split))[0]
     except FileNotFoundError:
-        raise ValueError(f"'{folder}' holds no class folders") from None
+        raise ValueError(
+            f"'{name}' has no class folders in '{split}/': a dataset is train/<class>/* and val/<class>/*"
+        ) from None
 
 
 def _list_folder(name, split):
     """Paths and labels, numpy (n,), of a folder's images."""
-    classes, others = _class_folders(name, split), _class_folders(name, "val" if split == "train" else "train")
-    if classes != others:
-        unmatched = ", ".join(sorted(set(classes) ^ set(others)))
-        raise ValueError(f"'{name}': train/ and val/ must hold the same classes; only one of them has: {unmatched}")
+    unmatched = set(_class_folders(name, "train")) ^ set(_class_folders(name, "val"))
+    if unmatched:
+        raise ValueError(f"'{name}': train/ and val/ must hold the same classes; only one has: {', '.join(sorted(unmatched))}")
     try:
         files = torchvision.datasets.ImageFolder(os.path.join(name, split)).samples
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The same numbers sooner: batch norm by rows, pooling as a convolution, captured or compiled sub-nets, kept memory.
+"""The same numbers sooner: memory layout, batch norm by rows, pooling as a convolution, captured or compiled sub-nets.
 
 Nothing here is needed to understand the method. `benchmark.py` shows what each part gains.
 """
@@ -12,8 +12,14 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def keep_freed_memory():
-    """Makes glibc keep large freed blocks. Returning them and mapping them anew took a third of a training step on a CPU."""
+def lay_out(net):
+    """Lays weights out channels-last, which is twice as fast on a CPU and what tensor cores need.
+
+    On a CPU it also makes glibc keep large freed blocks: returning and mapping them anew took a third of a training step.
+    """
+    net.to(memory_format=torch.channels_last)
+    if torch.cuda.is_available():
+        return
     with suppress(OSError, AttributeError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped on its own

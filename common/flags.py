@@ -3,7 +3,7 @@
 import argparse
 import math
 
-from . import losses, spaces
+from . import data, losses, spaces
 from .runtime import UserError
 
 # Types: the check of a value stands where its flag is declared.
@@ -49,40 +49,30 @@ def image_size(text):
 def add_run(parser, out, seeds=False):
     """seeds: take several seeds, --seeds, instead of one."""
     group = parser.add_argument_group("run")
-    group.add_argument("--out", default=out, help=f"run folder; the same command again resumes it (default {out})")
+    group.add_argument("--out", default=out, help="run folder; the same command again resumes it")
     if seeds:
-        group.add_argument(
-            "--seeds", type=seed, nargs="+", default=[0], metavar="S", help="seeds of weights and batches (default 0)"
-        )
+        group.add_argument("--seeds", type=seed, nargs="+", default=[0], metavar="S", help="seeds of weights and batches")
     else:
-        group.add_argument("--seed", type=seed, default=0, help="seed of weights, batches and paths (default 0)")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto: a GPU if there is one)")
-    group.add_argument("--data-root", default="data", help="where CIFAR is kept or downloaded to (default data)")
+        group.add_argument("--seed", type=seed, default=0, help="seed of weights, batches and paths")
+    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ..., or auto: a GPU if there is one")
+    group.add_argument("--data-root", default="data", help="where CIFAR is kept or downloaded to")
 
 
 def add_data(parser, dataset, imbalance):
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--dataset", default=dataset, help="cifar10, cifar100, synthetic10, synthetic100, or a folder of "
-        f"train/<class>/* and val/<class>/* images (default {dataset})",
-    )  # fmt: skip
-    group.add_argument(
-        "--imbalance", type=ratio, default=imbalance, metavar="R",
-        help=f"keep int(n R^(-c/(C-1))) images of class c; 1 keeps all (default {imbalance:g})",
-    )  # fmt: skip
+    known = ", ".join(data.CLASSES)
+    group.add_argument("--dataset", default=dataset, help=f"{known}, or a folder of train/<class>/* and val/<class>/* images")
+    text = "keep int(n R^(-c/(C-1))) images of class c; 1 keeps all"
+    group.add_argument("--imbalance", type=ratio, default=imbalance, metavar="R", help=text)
     add_draw(group)
 
 
 def add_draw(group):
     """The data flags of a script that takes several datasets."""
-    group.add_argument("--data-seed", type=seed, default=0, help="seed of the long-tail draw and the hold-out (default 0)")
-    group.add_argument(
-        "--val-per-class", type=count, default=0, metavar="K",
-        help="search on K training images a class, held out before the long-tail draw (default 0: search on the test split)",
-    )  # fmt: skip
-    group.add_argument(
-        "--image-size", type=image_size, default=32, metavar="S", help="resize images to S x S, a multiple of 4 (default 32)"
-    )
+    group.add_argument("--data-seed", type=seed, default=0, help="seed of the long-tail draw and the hold-out")
+    text = "search on K training images a class, held out before the long-tail draw; 0: on the test split"
+    group.add_argument("--val-per-class", type=count, default=0, metavar="K", help=text)
+    group.add_argument("--image-size", type=image_size, default=32, metavar="S", help="images become S x S, a multiple of 4")
 
 
 def data_of(args):
@@ -105,31 +95,21 @@ def fill_shape(args, space):
 def add_training(parser, lr, warmup, epochs, milestones, reweight_from):
     """epochs, milestones, reweight_from: help texts for the defaults that `fill_schedule` computes."""
     group = parser.add_argument_group("training")
-    group.add_argument(
-        "--loss", choices=losses.LOSSES, default="CE-DRW",
-        help="CE, CE-DRW, BS (balanced softmax) or LDAM-DRW; DRW re-weights late (default CE-DRW)",
-    )  # fmt: skip
-    group.add_argument("--epochs", type=positive_int, help=f"passes over the training images (default {epochs})")
-    group.add_argument("--lr", type=positive, default=lr, help=f"initial learning rate (default {lr:g})")
-    group.add_argument(
-        "--milestones", type=positive_int, nargs="*", metavar="E",
-        help=f"epochs, counted from 1, from which the rate is multiplied by 0.01 (default {milestones})",
-    )  # fmt: skip
-    group.add_argument("--warmup", type=count, default=warmup, help=f"epochs of linear warm-up (default {warmup})")
-    group.add_argument(
-        "--reweight-from", type=positive_int, metavar="E",
-        help=f"epoch from which a -DRW loss is re-weighted (default {reweight_from})",
-    )  # fmt: skip
-    group.add_argument(
-        "--beta", type=float, default=0.9999, help="beta of the effective number (1 - beta^n) / (1 - beta) (default 0.9999)"
-    )
-    group.add_argument("--batch-size", type=positive_int, default=128, help="images a step, over all ranks (default 128)")
-    group.add_argument("--momentum", type=non_negative, default=0.9, help="momentum of SGD (default 0.9)")
-    group.add_argument("--weight-decay", type=non_negative, default=2e-4, help="weight decay of SGD (default 2e-4)")
-    group.add_argument("--clip", type=positive, default=5.0, help="largest gradient norm (default 5)")
-    group.add_argument(
-        "--precision", choices=("fp32", "bf16"), default="fp32", help="precision of the backbone in training (default fp32)"
-    )
+    text = "BS is balanced softmax; a -DRW loss is re-weighted late"
+    group.add_argument("--loss", choices=losses.LOSSES, default="CE-DRW", help=text)
+    group.add_argument("--epochs", type=positive_int, help=f"passes over the training images (default: {epochs})")
+    group.add_argument("--lr", type=positive, default=lr, help="initial learning rate")
+    text = f"epochs, counted from 1, from which the learning rate is multiplied by 0.01 (default: {milestones})"
+    group.add_argument("--milestones", type=positive_int, nargs="*", metavar="E", help=text)
+    group.add_argument("--warmup", type=count, default=warmup, help="epochs of linear warm-up")
+    text = f"epoch from which a -DRW loss is re-weighted (default: {reweight_from})"
+    group.add_argument("--reweight-from", type=positive_int, metavar="E", help=text)
+    group.add_argument("--beta", type=float, default=0.9999, help="beta of the effective number (1 - beta^n) / (1 - beta)")
+    group.add_argument("--batch-size", type=positive_int, default=128, help="images a step, over all ranks")
+    group.add_argument("--momentum", type=non_negative, default=0.9, help="momentum of SGD")
+    group.add_argument("--weight-decay", type=non_negative, default=2e-4, help="weight decay of SGD")
+    group.add_argument("--clip", type=positive, default=5.0, help="largest gradient norm")
+    group.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="precision of the backbone in training")
 
 
 def fill_schedule(args, epochs, milestones, reweight_from):
@@ -152,17 +132,11 @@ def fill_schedule(args, epochs, milestones, reweight_from):
                 raise UserError(f"{flag} {epoch} is beyond the last of the {args.epochs} epochs")
 
 
-def add_bn_images(group):
-    group.add_argument(
-        "--bn-images",
-        type=positive_int,
-        default=2000,
-        help="training images that BN statistics are rebuilt from (default 2000)",
-    )
-
-
 def add_compile(parser):
-    parser.add_argument(
-        "--compile", action="store_true",
-        help="make sub-nets faster: torch.compile on a CPU, for long trainings only; CUDA graphs on a GPU",
-    )  # fmt: skip
+    text = "faster sub-nets: CUDA graphs on a GPU; on a CPU torch.compile, which pays only in long trainings"
+    parser.add_argument("--compile", action="store_true", help=text)
+
+
+def add_bn_images(group):
+    text = "training images from which BN statistics are rebuilt"
+    group.add_argument("--bn-images", type=positive_int, default=2000, help=text)

@@ -4,11 +4,10 @@ A space of one member, whose architecture string is `resnet32`: three stages of 
 with identity shortcuts that are padded with zero channels (option A).
 """
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .fast import BatchNorm2d
+from .fast import BatchNorm2d, lay_out
 
 OPERATIONS = ("resnet32",)
 CHOICES = (1,)
@@ -63,7 +62,7 @@ class Network(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
-        self.to(memory_format=torch.channels_last)
+        lay_out(self)
 
     def features(self, x, arch=None):
         """Pooled backbone output, (B, 4 * channels)."""

@@ -23,18 +23,24 @@ import torch
 import torch.distributed as dist
 import torchvision
 
-from . import fast
-
 
 class UserError(Exception):
     """A mistake of the user's. `launch` prints it as one line."""
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps a script's docstring as it is, and adds a flag's default to its help."""
+
+    def _get_help_string(self, action):
+        hidden = action.default is None or isinstance(action.default, bool)
+        return action.help if hidden else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors and the script's docstring as its description."""
+    """argparse with the script's docstring as its description, and errors that `launch` prints in one line."""
 
     def __init__(self, doc, **kwargs):
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
+        super().__init__(description=doc, formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
 
     def error(self, message):
         raise UserError(message)
@@ -52,43 +58,37 @@ def users_mistake(where=""):
 
 
 def launch(parse_args, main):
-    """Runs a script and exits: 2 and one line on stderr for a UserError, 1 and one line for a full disk and the like.
+    """Runs a script and exits: with 2 and one line on stderr for a UserError, with 1 and one line for a full disk.
 
     SIGTERM and SIGINT end it at once with 143 and 130. The next run resumes after the last finished epoch.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
+    status, message = 0, None
     try:
         main(parse_args())
-        status = 0
         if dist.is_initialized():
             dist.barrier()  # a rank that leaves first would cut the connection while the others still read
             dist.destroy_process_group()
     except UserError as error:
-        status = _print_error(error, 2)
+        status, message = 2, error
     except OSError as error:
-        status = _print_error(error, 1)
+        status, message = 1, error
     except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else _print_error(end.code, 1) if end.code else 0
+        status, message = (end.code, None) if isinstance(end.code, int | None) else (1, end.code)
     except Exception as error:
-        if world() > 1 and isinstance(error, RuntimeError) and "peer" in str(error):
-            status = _print_error("another rank has ended, so this one ends, too", 1)
-        else:
+        status, message = 1, "another rank has ended, so this one ends, too"
+        if not (dist.is_initialized() and "peer" in str(error)):
+            message = None
             traceback.print_exc()
-            status = 1
     with suppress(OSError):  # nobody reads any more, or the disk is full
+        if message:
+            sys.stderr.write(f"error: {' '.join(str(message).split()).removeprefix('error: ')}\n")
         sys.stdout.flush()
         sys.stderr.flush()
     # After an error the other ranks may be in a collective that never ends, so do not wait for them.
     os._exit(status) if dist.is_initialized() else sys.exit(status)
-
-
-def _print_error(error, status):
-    with suppress(OSError):  # in one write, since ranks print at the same time
-        sys.stderr.write(f"error: {' '.join(str(error).split()).removeprefix('error: ')}\n")
-        sys.stderr.flush()
-    return status
 
 
 # Processes
@@ -130,12 +130,14 @@ def setup(device, seed, group=True):
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.deterministic = True  # the same seed gives the same bits
-    else:
-        fast.keep_freed_memory()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
     if group and "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        _check_torchrun()
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            try:  # torchrun may have been killed before the call of `end_with_parent`
+                socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=30).close()
+            except OSError:
+                raise OSError("torchrun ended before this rank began") from None
         dist.init_process_group("nccl" if own_gpu else "gloo", timeout=timedelta(minutes=10))
     torch.manual_seed(seed)
     return device
@@ -145,15 +147,6 @@ def end_with_parent():
     """Makes Linux kill this process when its parent dies. A rank without its torchrun would wait ten minutes for the others."""
     with suppress(OSError, AttributeError, TypeError):  # not Linux
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def _check_torchrun():
-    """OSError if torchrun was killed before this rank came to call `end_with_parent`."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        try:
-            socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=30).close()
-        except OSError:
-            raise OSError("torchrun ended before this rank began") from None
 
 
 @contextmanager
@@ -214,9 +207,9 @@ def load_checkpoint(path, kind):
     except Exception as error:  # a file cut short, a picture, a folder, a pickle: each raises its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"'{path}' is not a checkpoint, or is damaged: {reason}") from None
-    found = contents.get("kind") if isinstance(contents, dict) else None
-    if found != kind:
-        raise UserError(f"'{path}' is not the checkpoint of a {kind}" + (f" but of a {found}" if found else ""))
+    if not isinstance(contents, dict) or contents.get("kind") != kind:
+        found = f" but of a {contents['kind']}" if isinstance(contents, dict) and "kind" in contents else ""
+        raise UserError(f"'{path}' is not the checkpoint of a {kind}{found}")
     return contents
 
 
@@ -227,39 +220,30 @@ def all_finite(state):
 
 def environment(device):
     """What a number depends on besides its flags: command, commit, versions and machine."""
-    try:
-        git = ["git", "describe", "--always", "--dirty"]
-        commit = subprocess.run(git, capture_output=True, text=True, cwd=os.path.dirname(__file__)).stdout.strip()
-    except OSError:  # git is not installed
-        commit = ""
+    git, commit = ["git", "describe", "--always", "--dirty"], None
+    with suppress(OSError):  # git is not installed
+        commit = subprocess.run(git, capture_output=True, text=True, cwd=os.path.dirname(__file__)).stdout.strip() or None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    versions = {module.__name__: module.__version__ for module in (torch, torchvision, np)}
     return {
-        "command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-        "commit": commit or None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-        "device": f"{device.type}: {name}",
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "ranks": int(os.environ.get("WORLD_SIZE", 1)),
-    }
+        "command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]), "commit": commit,
+        "python": platform.python_version(), **versions, "device": f"{device.type}: {name}", "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(), "ranks": int(os.environ.get("WORLD_SIZE", 1)),
+    }  # fmt: skip
 
 
 # The run folder
 
-LOCATIONS = ("out", "device", "data_root")  # flags that say where a run happens, not what it computes
+LOCATIONS = {"out", "device", "data_root"}  # flags that say where a run happens, not what it computes
 
 
 def _changed(saved, flags):
     """Names of the flags that change the result and differ. Two spellings of one path are the same."""
 
-    def same(one, other):
-        paths = [os.path.realpath(v) for v in (one, other) if isinstance(v, str) and os.path.exists(v)]
-        return one == other or (len(paths) == 2 and paths[0] == paths[1])
+    def value(flag):
+        return os.path.realpath(flag) if isinstance(flag, str) and os.path.exists(flag) else flag
 
-    return [k for k in sorted(saved.keys() | flags.keys()) if k not in LOCATIONS and not same(saved.get(k), flags.get(k))]
+    return [k for k in sorted({*saved, *flags} - LOCATIONS) if value(saved.get(k)) != value(flags.get(k))]
 
 
 def _lock(path, folder):
@@ -284,12 +268,13 @@ class Run:
         flags = json.loads(json.dumps(vars(args)))
         with users_mistake():
             os.makedirs(self.folder, exist_ok=True)
-        if os.path.exists(self.path("config.json")):
+        config = self.path("config.json")
+        if os.path.exists(config):
             try:
-                with open(self.path("config.json")) as file:
+                with open(config) as file:
                     saved = dict(json.load(file)["flags"])
             except (OSError, ValueError, KeyError, TypeError, RecursionError):
-                raise UserError(f"'{self.path('config.json')}' is not the config.json of a run, or is damaged") from None
+                raise UserError(f"'{config}' is not the config.json of a run, or is damaged") from None
             changed = [f"{k} was {saved.get(k)}, is {flags.get(k)}" for k in _changed(saved, flags)]
             if changed:
                 raise UserError(f"'{self.folder}' holds a run with other flags: {', '.join(changed)}")
@@ -302,9 +287,9 @@ class Run:
             for name in os.listdir(self.folder):  # left by a process that was killed while it wrote
                 if name.endswith(".tmp"):
                     os.remove(self.path(name))
-        share = flags.get("batch_size", 128 * world()) // world()
-        if share < 32 and world() > 1:
-            print0(f"each rank's batch norm sees only {share} images a step: consider a larger --batch-size, or fewer ranks")
+        images = flags.get("batch_size", 32 * world()) // world()
+        if world() > 1 and images < 32:
+            print0(f"each rank's batch norm sees only {images} images a step: raise --batch-size, or use fewer ranks")
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -313,14 +298,13 @@ class Run:
         """Writes config.json, once all flags have proved right: a mistake must not claim the folder."""
         if rank() == 0 and not os.path.exists(self.path("config.json")):
             write(self.path("config.json"), json.dumps(self.config, indent=1))
-        self.clock = time.perf_counter()
 
     def resume(self, net, optimizer):
         """Begins, or loads last.pt if there is one. Returns the epoch to go on with, and starts the clock."""
         self.begin()
-        self.net, self.optimizer = net, optimizer
-        if os.path.exists(self.path("last.pt")):
-            last = load_checkpoint(self.path("last.pt"), "run in progress")
+        self.net, self.optimizer, path = net, optimizer, self.path("last.pt")
+        if os.path.exists(path):
+            last = load_checkpoint(path, "run in progress")
             try:
                 if _changed(last["flags"], self.config["flags"]) or not all_finite(last["net"]):
                     raise ValueError
@@ -328,9 +312,7 @@ class Run:
                 optimizer.load_state_dict(last["optimizer"])
                 self.history, self.seconds = list(last["history"]), float(last["seconds"])
             except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
-                raise UserError(
-                    f"'{self.path('last.pt')}' is not of this run, or is damaged: remove it to start anew"
-                ) from None
+                raise UserError(f"'{path}' is not of this run, or is damaged: remove it to start anew") from None
             print0(f"{self.folder}: resumed after epoch {len(self.history)}")
         self.clock = time.perf_counter()
         return len(self.history) + 1
@@ -343,9 +325,9 @@ class Run:
         self.history.append({"epoch": epoch, **metrics, "seconds": seconds})
         left = timedelta(seconds=round(self.seconds / epoch * (epochs - epoch)))
         if rank() == 0:
-            state = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
-            progress = {"flags": self.config["flags"], "history": self.history, "seconds": self.seconds}
-            save(self.path("last.pt"), {"kind": "run in progress", **progress, **state})
+            state = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "history": self.history}
+            facts = {"kind": "run in progress", "flags": self.config["flags"], "seconds": self.seconds}
+            save(self.path("last.pt"), {**facts, **state})
         self.write_lines("metrics.jsonl", self.history)
         print0(
             f"epoch {epoch}/{epochs}  loss {metrics['loss']:.4f}  accuracy {metrics['accuracy']:.2f} %  "
@@ -358,11 +340,10 @@ class Run:
         if rank() == 0:
             write(self.path(name), "".join(json.dumps(line) + "\n" for line in lines))
 
-    def save_supernet(self, net, space, channels, cells, loss, data, facts):
-        """Writes supernet.pt: the weights and all that later stages need not be told. data: arguments of `data.load`."""
+    def save_supernet(self, net, facts):
+        """Writes supernet.pt. facts: what later stages need not be told: space, channels, cells, loss, data, procedure, ..."""
         if rank() == 0:
-            shape = {"space": space, "channels": channels, "cells": cells, "num_classes": net.classifier.out_features}
-            facts = {**facts, "kind": "super-net", "loss": loss, "data": data, **shape}
+            facts = {"kind": "super-net", **facts, "num_classes": net.classifier.out_features}
             save(self.path("supernet.pt"), {**facts, "net": net.state_dict()})
 
     def finish(self, result):

@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(2)
 
+from common import runtime  # noqa: E402
+
 SMALL = ["--channels", "4", "--cells", "1"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
 
 @pytest.fixture(scope="session")
@@ -47,9 +52,36 @@ def stage(script, *argv):
     return module.main(module.parse_args([str(a) for a in argv]))
 
 
+def refused(script, *argv):
+    """The message of the UserError that a stage must raise."""
+    with pytest.raises(runtime.UserError) as error:
+        stage(script, *argv)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@contextmanager
+def interrupted(after_epoch):
+    """A stage in the block is stopped once it has saved this epoch."""
+    real = runtime.Run.epoch_done
+
+    def epoch_done(run, *rest):
+        real(run, *rest)
+        if len(run.history) == after_epoch:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runtime.Run, "epoch_done", epoch_done)
+        yield
+
+
+def weights(out):
+    """The weights in a run folder's supernet.pt."""
+    return runtime.load_checkpoint(Path(out) / "supernet.pt", "super-net")["net"]
+
+
 def command(*argv, ranks=0, **kwargs):
     """A stage as a user runs it, under torchrun if `ranks` is given. Returns the finished process, with text output."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    call = [sys.executable, *torchrun, *(str(a) for a in argv)]
-    return subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, **kwargs)
+    call = [*TORCHRUN, str(ranks)] if ranks else [sys.executable]
+    call += [str(a) for a in argv]
+    return subprocess.run(call, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, **kwargs)

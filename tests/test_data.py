@@ -1,4 +1,7 @@
+"""Which images, where they come from, and how they are augmented."""
+
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,7 +9,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from common import data
+from common import data, synthetic
 
 
 @pytest.mark.parametrize(("classes", "each"), [(10, 5000), (100, 500)])
@@ -78,13 +81,26 @@ def test_folder_images_are_read_exactly_and_others_resized(images, tmp_path):
 
 
 def test_synthetic_sets_are_fixed_varied_and_share_no_class():
-    (ten,) = data.load(("test",), "synthetic10")
-    again = data.synthetic(10, "val")[0]
-    assert torch.equal(ten[0], again) and ten[0].shape == (10000, 32, 32, 3) and ten[0].dtype == torch.uint8
+    (ten,) = data.load(("test",), "synthetic10", image_size=16)
+    again = synthetic.paint(10, "val", 16)[0]
+    assert torch.equal(ten[0], again) and ten[0].shape == (10000, 16, 16, 3) and ten[0].dtype == torch.uint8
     assert ten[1].bincount().tolist() == [1000] * 10
-    hundred, labels = data.synthetic(100, "val")
+    hundred, labels = synthetic.paint(100, "val", 16)
     assert np.bincount(labels).tolist() == [100] * 100
     assert len(np.unique(torch.cat([ten[0], hundred]).flatten(1).numpy(), axis=0)) == 20000
+
+
+def test_built_in_datasets_have_any_image_size(monkeypatch):
+    """Against torchvision's own resizing; 32x32 is left alone."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    monkeypatch.setattr(
+        torchvision.datasets, "CIFAR10", lambda *a, **k: SimpleNamespace(data=pixels, targets=list(range(10)) * 2)
+    )
+    ((same, _),) = data.load(("test",), "cifar10")
+    ((larger, _),) = data.load(("test",), "cifar10", image_size=64)
+    assert np.array_equal(same, pixels)
+    expected = torchvision.transforms.functional.resize(torch.from_numpy(pixels).permute(0, 3, 1, 2), [64, 64])
+    assert torch.equal(larger, expected.permute(0, 2, 3, 1))
 
 
 def test_channel_stats_equal_torchs():

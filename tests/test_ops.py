@@ -1,10 +1,10 @@
-"""What is faster than PyTorch's own must compute the same."""
+"""What is faster than PyTorch's own computes the same."""
 
 import pytest
 import torch
 from torch import nn
 
-from common import nats, ops, spaces
+from common import fast, nats, spaces
 
 SHAPES = [(8, 16, 32, 32), (3, 5, 7, 7), (4, 3, 1, 1), (5, 64, 8, 4)]
 
@@ -18,7 +18,7 @@ def channels_last(*shape):
 @pytest.mark.parametrize("affine", (True, False))
 @pytest.mark.parametrize("mode", ("batch", "running", "cumulative", "eval"))
 def test_batch_norm_is_pytorchs(shape, affine, mode):
-    ours, theirs = (kind(shape[1], affine=affine) for kind in (ops.BatchNorm2d, nn.BatchNorm2d))
+    ours, theirs = (kind(shape[1], affine=affine) for kind in (fast.BatchNorm2d, nn.BatchNorm2d))
     assert list(ours.state_dict()) == list(theirs.state_dict())
     gradient, found = torch.randn(shape), []
     for module in (ours, theirs):
@@ -45,11 +45,11 @@ def test_batch_norm_is_pytorchs(shape, affine, mode):
 @pytest.mark.parametrize("stride", (1, 2))
 def test_average_pooling_is_pytorchs(shape, stride):
     gradients = []
-    for pool in (ops.AvgPool3x3(stride), nn.AvgPool2d(3, stride, 1, count_include_pad=False)):
+    for pool in (fast.AvgPool3x3(stride), nn.AvgPool2d(3, stride, 1, count_include_pad=False)):
         x = channels_last(*shape).requires_grad_()
         y = pool(x)
         gradients.append(torch.autograd.grad(y.square().sum(), x)[0])
-    torch.testing.assert_close(ops.AvgPool3x3(stride)(x), y)
+    torch.testing.assert_close(fast.AvgPool3x3(stride)(x), y)
     torch.testing.assert_close(*gradients)
 
 
@@ -90,15 +90,15 @@ def test_features_in_channels_last_are_those_of_plain_layers(name):
     """The whole network, with PyTorch's own batch norm and pooling in contiguous memory."""
     torch.manual_seed(0)
     net = spaces.supernet(name, 4, 4, 3).eval()
-    arch = tuple(n - 1 for n in spaces.SPACES[name].CHOICES)
+    arch = tuple(n - 1 for n in spaces.space(name).CHOICES)
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = net.features(x, arch)
         for module in list(net.modules()):
             for child_name, child in list(module.named_children()):
-                if isinstance(child, ops.AvgPool3x3):
+                if isinstance(child, fast.AvgPool3x3):
                     setattr(module, child_name, nn.AvgPool2d(3, child.stride, 1, count_include_pad=False))
-                elif isinstance(child, ops.BatchNorm2d):
+                elif isinstance(child, fast.BatchNorm2d):
                     plain = nn.BatchNorm2d(child.num_features, affine=child.affine)
                     plain.load_state_dict(child.state_dict())
                     setattr(module, child_name, plain.eval())

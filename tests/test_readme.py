@@ -1,57 +1,63 @@
-"""What README.md tells the reader to run."""
+"""What README.md tells the reader to run, copy and open."""
 
+import importlib
+import importlib.util
+import json
 import re
+import shlex
+import sys
 
 import pytest
-from conftest import ROOT, command, stage
+from conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+(SNIPPET,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = re.findall(r"^python (\w+)\.py (.*?)(?:  +#.*)?$", README, re.MULTILINE)
+LIFTED = re.search(r"from common import (.*)", SNIPPET)[1].split(", ")
 
 
-def test_quickstart_is_two_commands():
-    block = re.search(r"## Quickstart\n\n```\n(.*?)```", README, re.DOTALL).group(1)
+def test_quickstart_is_the_first_block_and_two_commands():
+    block = re.search(r"^#+ .*Quickstart\n.*?```\n(.*?)```", README, re.DOTALL | re.MULTILINE)[1]
     assert block.splitlines() == [
         "pip install -r requirements.txt && python reproduce.py quick",
         "pip install -r requirements-dev.txt && python -m pytest",
     ]
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS)
-def test_a_snippet_runs(snippet):
-    assert len(snippet.splitlines()) <= 10
-    exec(snippet, {})
+@pytest.mark.parametrize(("script", "flags"), COMMANDS, ids=[" ".join(c)[:40] for c in COMMANDS])
+def test_a_command_is_understood(script, flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    searched = tmp_path / "runs" / "search_p1" / "result.json"  # the one input that is read with the flags
+    searched.parent.mkdir(parents=True)
+    arch = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|none~2|"
+    searched.write_text(json.dumps({"best": {"arch": arch}, "data": {"dataset": "cifar100", "val_per_class": 0}}))
+    importlib.import_module(script).parse_args(shlex.split(flags))
 
 
-def test_there_is_a_snippet_for_each_file_to_lift():
-    assert [re.search(r"from common\.(\w+)", s).group(1) for s in SNIPPETS] == ["data", "drw", "kendall"]
+def test_the_snippet_runs():
+    exec(SNIPPET, {})
 
 
-@pytest.mark.parametrize("name", ["data", "drw", "kendall"])
-def test_a_file_to_lift_imports_nothing_of_this_repo(name):
-    source = (ROOT / "common" / f"{name}.py").read_text()
-    assert not re.search(r"^\s*(from \.|from common|import common)", source, re.MULTILINE)
+def test_the_snippet_uses_every_file_that_is_said_to_stand_alone():
+    assert set(LIFTED) == set(re.findall(r"`(\w+)\.py`", README.split("## Which file to lift")[1].split("```")[0]))
+    assert all(f"{name}." in SNIPPET for name in LIFTED)
 
 
-def test_quick_runs_resumes_and_reports(images, tmp_path):
-    argv = ["--source", images, "--target", images, "--imbalance", 5, "--channels", 4, "--source-epochs", 1,
-            "--adapt-epochs", 1, "--target-epochs", 1, "--subnet-epochs", 1, "--generations", 1, "--population", 2,
-            "--val-images", 12, "--out", tmp_path / "quick"]  # fmt: skip
-    done = command("reproduce.py", "quick", *argv)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| P")]
-    assert [row.split("|")[1].strip() for row in rows] == ["P0", "P1", "P2", "P3"]
-    again = command("reproduce.py", "quick", *argv)
-    assert again.stdout.count("already finished") == 12
-    assert [line for line in again.stdout.splitlines() if line.startswith("| P")] == rows
+@pytest.mark.parametrize("name", LIFTED)
+def test_a_lifted_file_imports_nothing_of_this_repo(name, monkeypatch):
+    for module in ["common", *(module for module in sys.modules if module.startswith("common."))]:
+        monkeypatch.setitem(sys.modules, module, None)  # importing it now fails
+    spec = importlib.util.spec_from_file_location(f"lifted_{name}", ROOT / "common" / f"{name}.py")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-def test_a_mistake_that_a_stage_finds_is_told_by_quick(images, tmp_path):
-    done = command("reproduce.py", "quick", "--source", images, "--target", images, "--val-images", 1000, "--out", tmp_path)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "smallest class has 30" in done.stderr
-
-
-def test_quick_prints_its_twelve_commands(capsys):
-    stage("reproduce", "quick", "--dry-run")
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 12 and all(line.startswith("python ") for line in lines)
+@pytest.mark.parametrize("page", ["README.md", "results/README.md"])
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    links = re.findall(r'\]\(([^)]+)\)|src="([^"]+)"', text)
+    for path, _, heading in (("".join(link)).partition("#") for link in links if "://" not in "".join(link)):
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), path
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", (target / "README.md" if target.is_dir() else target).read_text(), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in headings], heading

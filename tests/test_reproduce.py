@@ -1,6 +1,5 @@
 """The plan of the paper's runs, how it is run, and what is reported."""
 
-import fcntl
 import importlib
 import json
 import os
@@ -8,42 +7,30 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import ROOT, stage
+from conftest import ROOT, command, stage
 
 import reproduce
-from common import darts, nats, runtime, spaces
+from common import darts, paper, runner, runtime, spaces
+from common.plan import TABLES, make_plan
 
-STUB = """
-import json, os, shlex, sys, time
-out, how = sys.argv[1], sys.argv[2]
-with open(os.path.join(os.path.dirname(out), "ran"), "a") as file:
-    file.write(os.path.basename(out) + "\\n")
-print("working", flush=True)
-time.sleep(0.3 if how == "slow" else 0)
-if how == "fails" and not os.path.exists("mended"):
-    print("error: no such luck")
-    sys.exit(3)
-os.makedirs(out, exist_ok=True)
-for name, contents in (("config.json", {"command": shlex.join(["python", *sys.argv])}), ("result.json", {})):
-    with open(os.path.join(out, name), "w") as file:
-        json.dump(contents, file)
-"""
+NATS = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
+STUB = Path(__file__).with_name("stub_stage.py")
 
 
-def args_of(*argv):
-    return reproduce.parse_args([str(a) for a in argv])
+def plan_of(*argv):
+    return make_plan(reproduce.parse_args([str(a) for a in ("list", *argv)]))[0]
 
 
-def commands(*argv):
-    plan, _ = reproduce.paper_plan(args_of("list", *argv))
-    return [parts["command"] for parts in plan.values()]
+def parsed(words):
+    """The flags that a stage's script understands, with the products of other stages replaced by what is there."""
+    script, *argv = words
+    fill = NATS if script == "retrain.py" else sys.argv[0]
+    argv = [fill if word.endswith("result.json") else word for word in argv]
+    return importlib.import_module(script.removesuffix(".py")).parse_args(argv)
 
 
 # The plan
@@ -53,387 +40,283 @@ def commands(*argv):
     ("table", "runs"),
     [
         ("1", 4 * 2),
-        ("3a", (1 + 3 * 4) + (1 + 3 * 4) + 4 * 4),  # super-nets (P0 shares its one), searches, sub-nets; four ratios
+        ("3a", (1 + 3 * 4) + (1 + 3 * 4) + 4 * 4),  # super-nets (P0 has one), searches, sub-nets; four ratios
         ("3b", (1 + 3 * 4) + (1 + 3 * 4) + 4 * 4),
         ("4", (1 + 6 * 3) + (1 + 6 * 3) + 7 * 3),  # P2 four times; three ratios
         ("5", 3 * 2 * 3),
         ("6", (1 + 3 * 2) + (1 + 3 * 2) + 4 * 2),
         ("fig1", 6),
         ("fig2", 4),
+        ("baselines", 4 * 2),
     ],
 )
 def test_a_table_has_as_many_runs_as_the_paper_says(table, runs):
-    assert len(commands(table)) == 3 * runs
+    assert len(plan_of(table)) == 3 * runs
 
 
 def test_what_tables_share_is_run_once():
-    every = commands()
-    assert len({shlex.join(command) for command in every}) == len(every) == 3 * 134
-    assert set(map(tuple, commands("6"))) < set(map(tuple, commands("3a"))) and len(commands("3a", "6")) == len(commands("3a"))
-    assert len(commands("3a", "4")) == len(commands("3a")) + 3 * 9 * 3  # three other P2 at three ratios
+    commands = [shlex.join(stage.command) for stage in plan_of().values()]
+    assert len(set(commands)) == len(commands) == 402
+    assert plan_of("6").keys() < plan_of("3a").keys() and plan_of("3a", "6").keys() == plan_of("3a").keys()
+    assert len(plan_of("3a", "4")) == len(plan_of("3a")) + 3 * 9 * 3  # three other P2 at three ratios
 
 
 def test_every_command_is_the_papers_setting():
     seen = set()
-    for script, *argv in commands():
-        args = importlib.import_module(script.removesuffix(".py")).parse_args(
-            [sys.argv[0] if a.endswith(".json") else a for a in argv] if script != "retrain.py" else
-            ["|none~0|+|none~0|none~1|+|none~0|none~1|none~2|" if a.endswith(".json") else a for a in argv]
-        )  # fmt: skip
+    for planned in plan_of(*TABLES).values():
+        script, args = planned.command[0], parsed(planned.command)
+        schedule = (args.epochs, args.lr, args.milestones, args.reweight_from) if script != "search.py" else None
         if script == "train_supernet.py":
-            assert (args.epochs, args.lr, args.milestones, args.reweight_from) == (600, 0.1, [400, 500], 400)
+            assert schedule == (600, 0.1, [400, 500], 400)
             seen.add((script, args.dataset, args.imbalance, args.loss))
         elif script == "adapt.py":
-            start = 1 if args.procedure == "P1" else 100
-            assert (args.epochs, args.lr, args.milestones, args.reweight_from) == (200, 0.01, [100], start)
+            assert schedule == (200, 0.01, [100], 1 if args.procedure == "P1" else 100)
             seen.add((script, args.procedure, args.dataset, args.imbalance, args.backbone_epochs))
         elif script == "search.py":
             assert (args.generations, args.population, args.crossovers, args.mutations) == (20, 50, 25, 25)
-            assert (args.mutate_probability, args.topk) == (0.1, 10)
         else:
-            assert (args.epochs, args.lr, args.milestones, args.reweight_from) == (200, 0.1, [160, 180], 160)
-            if script == "retrain.py":
-                seen.add((script, args.dataset, args.imbalance))
-            else:
-                assert args.archs == "mmacs:149"
-                seen.add((script, args.datasets[0]))
+            assert schedule == (200, 0.1, [160, 180], 160)
+            seen.add(
+                (script, args.dataset, args.imbalance, args.loss) if script == "retrain.py" else (script, *args.datasets[0])
+            )
         assert getattr(args, "val_per_class", 0) == 0
-    hundred, ten = (50, 100, 200, 400), (100, 200, 400, 800)
-    expected = {("train_supernet.py", "cifar10", 1, "CE-DRW"), ("train_supernet.py", "cifar100", 1, "CE-DRW")}
-    for dataset, ratios in (("cifar100", hundred), ("cifar10", ten)):
-        expected |= {("train_supernet.py", dataset, r, "CE-DRW") for r in ratios}
+    expected = {("train_supernet.py", "cifar100", r, "CE") for r in (100, 200, 400)}
+    for dataset, ratios in (("cifar100", (50, 100, 200, 400)), ("cifar10", (100, 200, 400, 800))):
+        expected |= {("train_supernet.py", dataset, r, "CE-DRW") for r in (1, *ratios)}
         expected |= {("adapt.py", p, dataset, r, e) for r in ratios for p, e in (("P1", 0), ("P2", 200))}
-        expected |= {("retrain.py", dataset, r) for r in (1, *ratios)}
-        expected |= {("rank_transfer.py", f"{dataset}:{r}") for r in (1, 50, 100)}
-    expected |= {("train_supernet.py", "cifar100", r, "CE") for r in (100, 200, 400)}
+        expected |= {("retrain.py", dataset, r, "CE-DRW") for r in (1, *ratios)}
+        expected |= {("retrain.py", dataset, 100, loss) for loss in ("CE", "BS", "LDAM-DRW")}  # ResNet-32
+        expected |= {("rank_transfer.py", dataset, r) for r in (1, 50, 100)}
     expected |= {("adapt.py", "P2", "cifar100", r, e) for r in (100, 200, 400) for e in (50, 100, 150)}
     assert seen == expected
 
 
-def test_needs_come_first_and_seeds_one_after_the_other():
-    plan, _ = reproduce.paper_plan(args_of("list", "4", "fig1"))
-    order = reproduce.in_order(plan)
-    assert sorted(order) == sorted(plan)
-    for i, name in enumerate(order):
-        assert all(need in order[:i] for need in plan[name]["needs"])
-    seeds = [plan[name]["seed"] for name in order]
-    assert seeds == sorted(seeds) and set(seeds) == {0, 1, 2}
+def test_a_target_that_is_imbalanced_by_nature_is_trained_as_a_target():
+    argv = ["6", "--scale", "small", "--ratios", 1, "--source", "synthetic10", "--target", "synthetic100", "--seeds", 1]
+    epochs = {name: parsed(stage.command).epochs for name, stage in plan_of(*argv).items() if name.startswith("supernet")}
+    assert epochs == {"supernet_synthetic10_1x_s0": 6, "supernet_synthetic100_1x_s0": 18}
 
 
 def test_the_papers_tables_agree_where_they_share_a_run():
     """Table 4 repeats rows of Table 3a, Table 5 its P3, and Table 6 its accuracies, cut to one decimal."""
-    for ratio in (100, 200, 400):
-        row, same = reproduce.TABLE_4[ratio], reproduce.TABLE_3A[ratio]
-        assert [float(row[k]) for k in ("P0", "P1", 200, "P3")] == [float(v) for v in same.values()]
-        assert float(reproduce.TABLE_5[ratio]["CE-DRW"]) == pytest.approx(float(same["P3"]), abs=0.031)
-    for ratio in (100, 400):
-        for p in reproduce.PROCEDURES:
-            assert reproduce.TABLE_6[ratio][p][3] == reproduce.TABLE_3A[ratio][p][:4]
+    for ratio, row in paper.TABLE_4.items():
+        same = paper.TABLE_3A[ratio]
+        assert [float(row[p]) for p in same] == [float(number) for number in same.values()]
+        assert float(paper.TABLE_5[ratio]["CE-DRW"]) == pytest.approx(float(same["P3"]), abs=0.031)
+    for ratio, rows in paper.TABLE_6.items():
+        assert {p: numbers[3] for p, numbers in rows.items()} == {p: n[:4] for p, n in paper.TABLE_3A[ratio].items()}
 
 
-def test_a1_to_a4_have_the_multiply_accumulates_of_table_1():
-    for name, mmacs in {"A1": 410, "A2": 407, "A3": 400, "A4": 179}.items():
-        classes = 10 if name in ("A1", "A2") else 100
-        net = darts.Network(classes, reproduce.FOUR_CHANNELS[name], 20, darts.from_string(reproduce.FOUR[name]))
-        assert spaces.macs_counter(net)() / 1e6 == pytest.approx(mmacs, rel=0.01)
+@pytest.mark.parametrize(("name", "classes", "mmacs"), [("A1", 10, 410), ("A2", 10, 407), ("A3", 100, 400), ("A4", 100, 179)])
+def test_the_architectures_have_the_multiply_accumulates_of_table_1(name, classes, mmacs):
+    net = darts.Network(classes, paper.CHANNELS[name], 20, darts.from_string(paper.ARCHITECTURES[name]))
+    assert spaces.macs_counter(net)() / 1e6 == pytest.approx(mmacs, rel=0.01) and paper.MMACS[name] == mmacs
 
 
-def test_every_shard_of_the_plan_is_run_by_one():
-    plan, _ = reproduce.paper_plan(args_of("list"))
-    parts = [reproduce.shard(plan, i, 5) for i in range(1, 6)]
-    assert sorted(name for part in parts for name in part) == sorted(plan) and min(map(len, parts)) > 40
-    for part in parts:  # only the source super-net may be another's
-        for name in part:
-            assert all(need in part or plan[name]["command"][0] == "adapt.py" for need in plan[name]["needs"])
+@pytest.mark.parametrize("parts", (1, 4, 9))
+def test_shards_are_disjoint_complete_and_closed_under_needs(parts):
+    plan = plan_of()
+    shards = [runner.shard(plan, i, parts) for i in range(1, parts + 1)]
+    assert sorted(name for part in shards for name in part) == sorted(plan) and all(shards)
+    for part in shards:
+        assert all(need in part for stage in part.values() for need in stage.needs)
 
 
-def test_the_price_of_a_plan(capsys):
-    argv = ["--scale", "small", "--seeds", 1, "--ratios", 100, "--source", "synthetic10", "--target", "synthetic100"]
-    stage("reproduce", "cost", "3a", "fig2", *argv)
-    rows = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert len({row[1] for row in rows} - {"run", "---", "all", "all, one at a time"}) == 1 + 3 + 4 + 4
-    rows = {row[2]: row for row in rows if row[1] == "all"}
-    target = sum(int(480 * 0.01 ** (c / 99)) for c in range(100))  # 20 images a class are held out
-    assert float(rows["P1 step"][4]) == pytest.approx(6 * target / 1e6, abs=0.06) and float(rows["P1 step"][6]) == 0
-    steps = 6 * 10 * 4800 + (6 + 18) * target
-    assert float(rows["super-net step"][4]) == pytest.approx(steps / 1e6, abs=0.06)
-    assert float(rows["scoring"][4]) == pytest.approx(4 * 48 * 3000 / 1e6, abs=0.06)
-    assert float(rows["super-net step"][6]) == pytest.approx(2 * float(rows["super-net step"][5]), rel=0.01)
-    assert rows.keys() == {"super-net step", "P1 step", "scoring", "sub-net step"}
-
-
-def test_figure_1_is_priced_at_its_own_multiply_accumulates():
-    args = args_of("cost", "fig1", "--scale", "small")
-    _, macs = reproduce.speed("Figure 1 step", args, torch.device("cpu"))
-    assert macs == spaces.macs_counter(nats.Network(100, 8, 1, (3, 3, 3, 3, 0, 1)))()
+def test_needs_come_first_and_seeds_one_after_the_other():
+    plan = plan_of("4", "fig1")
+    order = runner.in_order(plan)
+    place = {name: i for i, name in enumerate(order)}
+    assert all(place[need] < place[name] for name in order for need in plan[name].needs)
+    assert [plan[name].seed for name in order] == sorted(plan[name].seed for name in order)
 
 
 # Running
 
 
-RUN_PART = """
-import sys; sys.path.insert(0, sys.argv[1])
-import json, reproduce
-from argparse import Namespace
-from common import runtime
-plan, args = json.loads(sys.argv[2]), Namespace(out=sys.argv[3], jobs=1, gpus=None)
-part = reproduce.shard(plan, int(sys.argv[4]), 2)
-runtime.launch(lambda: args, lambda args: reproduce.run(plan, args, part, reproduce.workers(args), show=False))
-"""
-
-
 @pytest.fixture
 def stubs(tmp_path, monkeypatch):
-    """A function that makes a plan of stages which do nothing, from {stage: (how, needs)}."""
+    """A function from {stage: (what it does, what it needs)} to a plan of stages that only pretend to work."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "stub.py").write_text(STUB)
-    args = Namespace(out=str(tmp_path / "runs"), jobs=2, gpus=None)
 
     def make(stages):
-        return {
-            name: {"command": [str(tmp_path / "stub.py"), os.path.join(args.out, name), how], "needs": needs, "seed": 0}
-            for name, (how, needs) in stages.items()
-        }
+        return {name: runner.Stage([str(STUB), how, "--out", f"runs/{name}"], needs) for name, (how, needs) in stages.items()}
 
-    make.args, make.ran = args, lambda: (tmp_path / "runs/ran").read_text().split()
+    Path("runs").mkdir()
     return make
 
 
-def test_a_failure_stops_what_needs_it_and_nothing_else(stubs, tmp_path, capfd):
-    plan = stubs({"a": ("ok", []), "b": ("fails", []), "c": ("ok", ["a"]), "d": ("ok", ["b"]), "e": ("ok", ["d"])})
-    failed = reproduce.run(plan, stubs.args, list(plan), reproduce.workers(stubs.args), show=False)
-    lost = {"d": (None, "b has failed"), "e": (None, "d has failed")}
-    assert failed == {"b": (3, "error: no such luck"), **lost} and sorted(stubs.ran()) == ["a", "b", "c"]
-    told = capfd.readouterr().out
-    assert "[b] failed with exit status 3" in told and "no such luck" in told and "[e] not run" in told
-    (tmp_path / "mended").touch()
-    assert not reproduce.run(plan, stubs.args, list(plan), reproduce.workers(stubs.args), show=False)
-    assert sorted(stubs.ran()[3:]) == ["b", "d", "e"]  # and nothing that was done before
+def run(plan, workers=2):
+    return runner.run(plan, "runs", [{}] * workers)
 
 
-def test_a_stage_with_another_command_counts_as_not_done(stubs):
-    plan = stubs({"a": ("ok", [])})
-    reproduce.run(plan, stubs.args, ["a"], reproduce.workers(stubs.args), show=False)
-    assert reproduce.done(plan, stubs.args, "a")
-    assert not reproduce.done(stubs({"a": ("slow", [])}), stubs.args, "a")
-    Path(stubs.args.out, "a", "result.json").write_text('{"cut')
-    assert not reproduce.done(plan, stubs.args, "a")
+def ran():
+    return Path("runs/ran").read_text().split()
 
 
-def test_a_stage_that_another_command_has_finished_fails_and_nobody_waits_for_it(stubs, tmp_path):
-    """As when a stage was run by hand, in other words: it exits 0, and its config.json goes on naming the other command."""
-    (tmp_path / "stub.py").write_text("import sys; sys.exit(0)")
-    plan = stubs({"a": ("ok", []), "b": ("ok", ["a"])})
-    failed = reproduce.run(plan, stubs.args, list(plan), reproduce.workers(stubs.args), show=False)
-    assert failed["a"] == (0, "its folder holds a run that another command has finished") and failed["b"][0] is None
+def test_a_failure_stops_what_needs_it_and_nothing_else(stubs, capsys):
+    stages = {"a": ("ok", []), "b": ("fail", []), "c": ("ok", ["a"]), "d": ("ok", ["b"]), "e": ("ok", ["d"])}
+    failed = run(stubs(stages))
+    assert failed.keys() == {"b", "d", "e"} and sorted(ran()) == ["a", "b", "c"]
+    assert failed["b"] == "failed with exit status 3: error: no such luck (see runs/b.log)" and "needs b" in failed["d"]
+    assert "[e] not run" in capsys.readouterr().out
+    assert not run(stubs({**stages, "b": ("ok", [])}))
+    assert sorted(ran()[3:]) == ["b", "d", "e"]  # and nothing that was done before
 
 
-def test_a_need_that_failed_in_another_shard_is_an_error_until_it_is_done(stubs, tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "PATIENCE", 0)
-    plan = stubs({"a": ("fails", []), "b": ("ok", ["a"])})
-    reproduce.run(plan, stubs.args, ["a"], reproduce.workers(stubs.args), show=False)
-    assert reproduce.run(plan, stubs.args, ["b"], reproduce.workers(stubs.args), show=False) == {"b": (None, "a has failed")}
-    (tmp_path / "mended").touch()
-    subprocess.run([sys.executable, *plan["a"]["command"]], check=True)  # by hand: the old mark of failure stays
-    assert not reproduce.run(plan, stubs.args, ["b"], reproduce.workers(stubs.args), show=False)
-
-
-def test_an_old_mark_of_failure_does_not_count_while_its_shard_begins_again(stubs, tmp_path):
-    plan = stubs({"a": ("fails", []), "b": ("ok", ["a"])})
-    reproduce.run(plan, stubs.args, ["a"], reproduce.workers(stubs.args), show=False)
-    argv = [sys.executable, "-c", RUN_PART.replace("reproduce.shard(plan, int(sys.argv[4]), 2)", "[sys.argv[4]]"), str(ROOT)]
-    b = subprocess.Popen([*argv, json.dumps(plan), stubs.args.out, "b"], stdout=subprocess.PIPE, text=True)
-    assert "waits for a" in b.stdout.readline()  # which has failed, in the attempt before
-    (tmp_path / "mended").touch()
-    assert not reproduce.run(plan, stubs.args, ["a"], reproduce.workers(stubs.args), show=False)
-    assert b.wait(timeout=30) == 0 and stubs.ran() == ["a", "a", "b"]
-
-
-def test_a_stage_that_somebody_is_at_work_in_is_waited_for(stubs, capfd):
-    plan = stubs({"a": ("ok", [])})
-    folder = Path(stubs.args.out, "a")
-    folder.mkdir(parents=True)
-    lock = open(folder / "lock", "w")  # noqa: SIM115
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    threading.Timer(1, lock.close).start()
+def test_needs_run_before_what_needs_them_and_workers_at_the_same_time(stubs):
     begun = time.monotonic()
-    assert not reproduce.run(plan, stubs.args, ["a"], reproduce.workers(stubs.args), show=False)
-    assert time.monotonic() - begun > 0.9 and stubs.ran() == ["a"]
-    assert "[a] waits for another process" in capfd.readouterr().out
+    assert not run(stubs({"c": ("slow", ["a", "b"]), "a": ("slow", []), "b": ("slow", [])}))
+    assert ran()[-1] == "c" and time.monotonic() - begun < 2.7  # 3 s one after the other
 
 
-@pytest.mark.parametrize("number", (signal.SIGKILL, signal.SIGHUP))
-def test_stages_end_with_a_runner_that_is_killed(number, stubs):
-    (Path(stubs.args.out).parent / "stub.py").write_text(STUB.replace("0.3", "0.3 if os.path.exists('mended') else 30"))
-    plan = stubs({"a": ("slow", []), "b": ("ok", ["a"])})
-    argv = [sys.executable, "-c", RUN_PART.replace("reproduce.shard(plan, int(sys.argv[4]), 2)", "list(plan)"), str(ROOT)]
-    runner = subprocess.Popen([*argv, json.dumps(plan), stubs.args.out, "1"])
-    while not Path(stubs.args.out, "a.log").exists() or "working" not in Path(stubs.args.out, "a.log").read_text():
+def test_done_is_the_same_command_wherever_it_ran(stubs):
+    plan = stubs({"a": ("ok", [])})
+    run(plan)
+    assert runner.record(plan, "runs", "a")
+    elsewhere = {"a": runner.Stage([*plan["a"].command, "--device", "cuda", "--data-root", "x"])}
+    assert runner.record(elsewhere, "runs", "a") and not runner.record(stubs({"a": ("slow", [])}), "runs", "a")
+    Path("runs").rename("moved")
+    assert runner.record(plan, "moved", "a")
+    Path("moved/a/result.json").write_text('{"cut')
+    assert not runner.record(plan, "moved", "a")
+
+
+def test_a_folder_of_another_command_is_a_failure(stubs):
+    run(stubs({"a": ("ok", [])}))
+    assert "another command" in run(stubs({"a": ("exit", [])}))["a"]
+
+
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM, signal.SIGKILL))
+def test_a_runner_takes_its_stages_with_it_and_the_next_runs_what_is_missing(number, stubs, tmp_path):
+    stages = {"a": ("ok", []), "b": ("hang", ["a"]), "c": ("ok", ["b"])}
+    script = f"import sys; sys.path[:0] = ['{ROOT}', '{ROOT}/tests']; import test_reproduce as t; t.as_a_command({stages!r})"
+    process = subprocess.Popen([sys.executable, "-c", script])
+    while not Path("runs/b.log").exists() or not Path("runs/b.log").read_text():
         time.sleep(0.01)
-    stage_of = f"stub.py {os.path.join(stubs.args.out, 'a')} slow"
-    assert subprocess.run(["pgrep", "-f", stage_of], capture_output=True).returncode == 0
-    runner.send_signal(number)
-    runner.wait(timeout=10)
-    for _ in range(100):
-        if subprocess.run(["pgrep", "-f", stage_of], capture_output=True).returncode:
+    process.send_signal(number)
+    assert process.wait(timeout=20) == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
+    stage_of_b = int(Path("runs/b.log").read_text())
+    for _ in range(200):
+        if not Path(f"/proc/{stage_of_b}").exists() or "Z" in Path(f"/proc/{stage_of_b}/stat").read_text():
             break
-        time.sleep(0.05)
+        time.sleep(0.02)
     else:
         pytest.fail("the stage lives on")
-    Path("mended").touch()
-    assert not reproduce.run(plan, stubs.args, list(plan), reproduce.workers(stubs.args), show=False)
+    assert not run(stubs({**stages, "b": ("ok", ["a"])})) and ran() == ["a", "b", "b", "c"]
 
 
-def test_a_signal_while_a_stage_is_being_started_ends_it_too(stubs):
-    (Path(stubs.args.out).parent / "stub.py").write_text(STUB.replace("0.3", "30"))
-    plan = stubs({"a": ("slow", [])})
-    patch = """
-import os, signal, subprocess
-real = reproduce.start
-def start(*args):
-    made = real(*args)
-    print(made[0].pid, flush=True)
-    os.kill(os.getpid(), signal.SIGINT)
-    return made
-reproduce.start = start
-"""
-    script = RUN_PART.replace("reproduce.shard(plan, int(sys.argv[4]), 2)", "list(plan)").replace(
-        "plan, args =", patch + "plan, args =", 1
-    )
-    begun = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", script, str(ROOT), json.dumps(plan), stubs.args.out, "1"],
-                          capture_output=True, text=True, timeout=60)  # fmt: skip
-    assert done.returncode == 130 and time.monotonic() - begun < 25
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(done.stdout.split()[-1]), 0)
-
-
-def test_what_is_shown_is_what_the_stages_print_this_time(stubs, capfd):
-    plan = stubs({"a": ("fails", []), "b": ("ok", [])})
-    for _ in range(2):
-        reproduce.run(plan, stubs.args, list(plan), reproduce.workers(stubs.args), show=True)
-        assert capfd.readouterr().out.count("[a] working") == 1
-
-
-def test_a_folder_is_the_same_however_it_is_written_and_on_whatever_device(stubs, tmp_path):
-    outs = [args_of("list", "--out", out).out for out in ("u", "./u/", tmp_path / "u", "x/../u")]
-    assert set(outs) == {"u"} and args_of("list", "--out", "/elsewhere/u").out == "/elsewhere/u"
-    args = args_of("report", "fig2", "--device", "cpu", "--out", "u")
-    plan, _ = reproduce.paper_plan(args)
-    stage_name = next(iter(plan))
-    finish(plan, args, stage_name, {"seconds": 1.0})
-    for argv in (["--device", "cuda"], ["--data-root", "elsewhere"], []):
-        assert reproduce.done(reproduce.paper_plan(args_of("report", "fig2", *argv, "--out", "u"))[0], args, stage_name)
-    assert not reproduce.done(
-        reproduce.paper_plan(args_of("report", "fig2", "--space", "darts", "--out", "u"))[0], args, stage_name
-    )
-
-
-def test_two_shards_share_a_plan_and_run_nothing_twice(stubs):
-    chains = {f"{kind}{i}": ("slow", needs) for i in range(3) for kind, needs in (("s", ["source"]), ("t", [f"s{i}"]))}
-    plan = stubs({"source": ("slow", []), **chains})
-    argv = [sys.executable, "-c", RUN_PART, str(ROOT), json.dumps(plan), stubs.args.out]
-    both = [subprocess.Popen([*argv, part]) for part in "12"]
-    assert [process.wait(timeout=60) for process in both] == [0, 0]
-    assert sorted(stubs.ran()) == sorted(plan)
-
-
-def test_interrupted_it_goes_on_with_what_is_missing(stubs):
-    plan = stubs({f"a{i}": ("slow", [f"a{i - 1}"] if i else []) for i in range(8)})
-    argv = [sys.executable, "-c", RUN_PART.replace("(plan, int(sys.argv[4]), 2)", "(plan, 1, 1)"), str(ROOT), json.dumps(plan)]
-    process = subprocess.Popen([*argv, stubs.args.out, "1"], stderr=subprocess.DEVNULL)
-    while not reproduce.done(plan, stubs.args, "a1"):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    process.wait(timeout=30)
-    there = [name for name in plan if reproduce.done(plan, stubs.args, name)]
-    assert 2 <= len(there) < 8
-    assert not reproduce.run(plan, stubs.args, list(plan), reproduce.workers(stubs.args), show=False)
-    ran = stubs.ran()
-    assert all(ran.count(name) == 1 for name in there) and all(reproduce.done(plan, stubs.args, name) for name in plan)
-
-
-# Reporting
-
-
-def finish(plan, args, name, result):
-    folder = os.path.join(args.out, name)
-    os.makedirs(folder)
-    config = {"command": reproduce.told(plan[name]["command"]), "commit": "abc", "torch": "2", "device": "cpu: x"}
-    for file, contents in (("config.json", config), ("result.json", result)):
-        with open(os.path.join(folder, file), "w") as stream:
-            json.dump(contents, stream)
-
-
-def test_a_report_has_the_papers_numbers_ours_and_nothing_guessed(tmp_path):
-    args = args_of("report", "3a", "3b", "6", "fig2", "--out", tmp_path)
-    plan, cells = reproduce.paper_plan(args)
-    accuracy = {"all": 40.0, "many": 60.0, "medium": None, "few": 12.5}
-    for seed, change in ((0, 0), (2, 3)):
-        finish(plan, args, f"retrain_P1_cifar10_cifar100_100x_s{seed}_on_cifar100_100x",
-               {"accuracy": {**accuracy, "all": 40.0 + change}})  # fmt: skip
-    finish(plan, args, "P1_cifar10_cifar100_100x_s1", {"seconds": 50.0})
-    finish(plan, args, "P2_cifar10_cifar100_100x_s1", {"seconds": 150.0})
-    whole, text = reproduce.report(plan, cells, args)
-    lines = {tuple(c.strip() for c in line.split("|")[1:3]): line for line in text.splitlines() if line.startswith("| P")}
-    assert "| P1 | 45.06 / / /" in text.replace("  ", " ")
-    assert "41.93 / 41.50 ± 2.12 / -0.43 / 2" in text and "65.2 / 60.00 ± 0.00 / -5.20 / 2" in text
-    assert "41.6 /  /  / " in text  # medium: None in both results
-    assert "| P3 |  /  /  /  |" in text and "not legible" in text  # Table 3b
-    assert "| P2 | 2 | 3.00 |" in text and "| P3 | 5 |  |" in text
-    assert "2000 / 50.00 / -1950.00 / 1" in text
-    assert "4 of " in text and "commit: abc" in text and "Not the paper's setting" not in text
-    assert lines and whole["fig2"][0] == {"row": "P1", "column": "seconds", "paper": 2000, "ours": [50.0]}
-    small_1 = args_of("report", "1", "--scale", "small", "--out", tmp_path / "none")
-    assert "A1, 410 M FLOPs in the paper |" in reproduce.report(*reproduce.paper_plan(small_1), small_1)[1]
-    kept = list(reproduce.finished(plan, args))
-    assert len(kept) == 4 and {"stage": "P2_cifar10_cifar100_100x_s1", "result": {"seconds": 150.0}}.items() <= kept[2].items()
-    small = args_of("report", "3a", "--scale", "small", "--out", tmp_path / "none")
-    assert "**Not the paper's setting**" in reproduce.heading(reproduce.paper_plan(small)[0], small)
-    own = args_of("report", "3a", "--source", "synthetic10", "--space", "darts", "--out", tmp_path / "none")
-    assert "setting**: source synthetic10, space darts." in reproduce.heading(reproduce.paper_plan(own)[0], own)
-
-
-def test_figure_1_has_tau_of_each_seed(tmp_path):
-    """Against a hand count: of three architectures, one pair is in the other order in seed 1."""
-    args = args_of("report", "fig1", "--seeds", 2, "--out", tmp_path)
-    plan, cells = reproduce.paper_plan(args)
-    archs = [nats.to_string((3, 3, 3, 3, gene, 1)) for gene in (0, 1, 4)]
-    ranks = {("cifar10", 1.0, 0): (1, 2, 3), ("cifar10", 1.0, 1): (1, 2, 3), ("cifar100", 100.0, 0): (1, 2, 3),
-             ("cifar100", 100.0, 1): (1, 3, 2)}  # fmt: skip
-    for (dataset, ratio, seed), accuracies in ranks.items():
-        name = f"rank_{dataset}_{ratio:g}x_s{seed}"
-        assert name in plan, list(plan)
-        finish(plan, args, name, {})
-        lines = [{"arch": a, "dataset": dataset, "imbalance": ratio, "seed": seed, "accuracy": 50.0 + r}
-                 for a, r in zip(archs, accuracies, strict=True)]  # fmt: skip
-        (tmp_path / name / "accuracies.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    _, text = reproduce.report(plan, cells, args)
-    assert "| cifar10 1x |  |  / 0.67 ± 0.47 /  / 2 |" in text and "not legible" in text
-    assert "And of their means over seeds" in text
-
-
-@pytest.mark.parametrize(
-    ("argv", "told"),
-    [
-        (["list", "3c"], "unknown table '3c'"),
-        (["run", "--shard", "3/2"], "--shard takes I/N"),
-        (["run", "--seeds", "0"], "--seeds must be at least 1"),
-        (["list", "--scale", "small", "--source", "nowhere"], "unknown dataset 'nowhere'"),
-        (["list", "--source", "a/images", "--target", "b/images"], "need different names"),
-        (["list", "3a", "--ratios", "75"], "no run of 3a"),
-        (["run", "--gpus", "0,,1"], "--gpus takes"),
-        (["run", "--gpus", "0,0"], "--gpus takes"),
-    ],
-)
-def test_a_mistake_is_told(argv, told, tmp_path):
-    with pytest.raises(runtime.UserError, match=told):
-        stage("reproduce", *argv, "--out", tmp_path / "r")
+def as_a_command(stages):
+    plan = {name: runner.Stage([str(STUB), how, "--out", f"runs/{name}"], needs) for name, (how, needs) in stages.items()}
+    runtime.launch(lambda: None, lambda args: run(plan))
 
 
 def test_runs_side_by_side_go_round_the_gpus_and_share_the_cores(monkeypatch):
-    monkeypatch.setattr(reproduce.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    several = reproduce.workers(args_of("run", "fig2", "--gpus", "0,3", "--jobs", "2"))
-    assert [w["CUDA_VISIBLE_DEVICES"] for w in several] == ["0", "3", "0", "3"] and several[0]["OMP_NUM_THREADS"] == "4"
-    assert reproduce.workers(args_of("run", "fig2", "--jobs", "2")) == [{"OMP_NUM_THREADS": "8"}] * 2
+    workers = reproduce.workers(reproduce.parse_args(["run", "--gpus", "0,3", "--jobs", "2"]))
+    assert [w["CUDA_VISIBLE_DEVICES"] for w in workers] == ["0", "3", "0", "3"] and workers[0]["OMP_NUM_THREADS"] == "4"
+    assert reproduce.workers(reproduce.parse_args(["run", "--jobs", "2"])) == [{"OMP_NUM_THREADS": "8"}] * 2
+
+
+# Reporting and pricing
+
+
+def finish(plan, out, name, result):
+    Path(out, name).mkdir(parents=True)
+    config = {"command": runner.text(plan[name].command), "commit": "abc", "torch": "2", "device": "cpu: x"}
+    for file, contents in (("config.json", config), ("result.json", result)):
+        Path(out, name, file).write_text(json.dumps(contents))
+
+
+def test_a_report_has_the_papers_numbers_ours_and_nothing_guessed(tmp_path, capsys):
+    argv = ["report", "3a", "3b", "6", "fig2", "--out", str(tmp_path)]
+    plan, _ = make_plan(reproduce.parse_args(argv))
+    accuracy = {"all": 40.0, "many": 60.0, "medium": None, "few": 12.5}
+    for seed, change in ((0, 0), (2, 3)):
+        for p in ("P1", "P2"):
+            result = {"arch": "the same", "accuracy": {**accuracy, "all": 40.0 + change}}
+            finish(plan, tmp_path, f"retrain_{p}_cifar10_cifar100_100x_s{seed}_on_cifar100_100x", result)
+    for p, seconds in (("P1", 50.0), ("P2", 150.0)):
+        finish(plan, tmp_path, f"{p}_cifar10_cifar100_100x_s1", {"seconds": seconds})
+    stage("reproduce", *argv)
+    text = (tmp_path / "report.md").read_text()
+    assert text.strip() == capsys.readouterr().out.strip()
+    assert "| P0 | [45.80] | [40.83] |" in text and "| P1 | [45.06] | 41.50 ± 2.12 (2) [41.93] |" in text
+    assert "60.00 ± 0.00 (2) [65.2] | [41.6] | 12.50 ± 0.00 (2) [15.0]" in text  # medium: None in both results
+    assert "not legible" in text and "| P1 | 50.00 (1) [2000] |" in text and "P2 3.00 [2]" in text
+    assert "100x, seed 2: P1 = P2" in text and "6 of " in text and "commit: abc" in text
+    assert "Not the paper's setting" not in text
+    rows = json.loads((tmp_path / "report.json").read_text())["tables"]["fig2"]
+    assert rows[0] == {"row": "P1", "column": "100x", "paper": "2000", "ours": [50.0]}
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_report_says_what_is_not_the_papers(tmp_path, capsys):
+    stage("reproduce", "report", "3a", "--source", "synthetic10", "--scale", "day", "--out", tmp_path)
+    assert "**Not the paper's setting**: source synthetic10, source_epochs 300" in capsys.readouterr().out
+
+
+def test_figure_1_is_the_tau_of_the_stages_accuracies(tmp_path, capsys):
+    argv = ["report", "fig1", "--seeds", "1", "--out", str(tmp_path)]
+    plan, _ = make_plan(reproduce.parse_args(argv))
+    archs = [f"|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|{op}~2|" for op in ("none", "skip_connect", "nor_conv_1x1")]
+    for dataset, ratio, ranks in (("cifar10", 1, (1, 2, 3)), ("cifar100", 100, (1, 3, 2))):
+        finish(plan, tmp_path, f"rank_{dataset}_{ratio}x_s0", {})
+        lines = [{"method": "stand-alone", "arch": arch, "dataset": dataset, "imbalance": ratio, "seed": 0, "accuracy": 50 + r}
+                 for arch, r in zip(archs, ranks, strict=True)]  # fmt: skip
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / f"rank_{dataset}_{ratio}x_s0" / "accuracies.jsonl").write_text(text)
+    stage("reproduce", *argv)
+    assert json.loads((tmp_path / "report.json").read_text())["tables"]["fig1"]["tau"][0][1] == pytest.approx(1 / 3)
+
+
+def test_the_cost_of_a_plan(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "measured", lambda args, benchmark, kinds: dict.fromkeys(kinds, 1000.0))
+    argv = ["--scale", "small", "--seeds", 1, "--ratios", 100, "--source", "synthetic10", "--target", "synthetic100"]
+    stage("reproduce", "cost", "3a", "fig2", *argv, "--out", tmp_path)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    cells = {line[0]: line[1:] for line in lines if line}
+    target = sum(int(480 * 0.01 ** (c / 99)) for c in range(100))  # 20 images a class are held out
+    expected = {"super-net step": 6 * 48000 + (6 + 18) * target, "P1 step": 6 * target, "scoring": 4 * 48 * 3000,
+                "sub-net step": 4 * 8 * target}  # fmt: skip
+    for kind, images in expected.items():
+        assert [float(cell.replace(",", "")) for cell in cells[kind]] == pytest.approx(
+            [images / 1e6, 1000, images / 3.6e6], abs=0.006
+        )
+    assert float(cells["13 runs, one at a time"][-1]) > 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["list", "3c"], "unknown table '3c'"),
+        (["run", "--shard", "3/2"], "takes I/N with I from 1 to N, not '3/2'"),
+        (["run", "--seeds", "0"], "--seeds: must be at least 1"),
+        (["run", "--gpus", "0,,1"], "takes different numbers"),
+        (["list", "--source", "nowhere"], "unknown dataset 'nowhere'"),
+        (["list", "--scale", "small", "--val-images", "600000"], "cannot hold out"),
+        (
+            ["list", "6", "--ratios", "1", "--source", "cifar10", "--target", "cifar10", "--source-epochs", "1"],
+            "two different runs",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(argv, message, tmp_path, capsys):
+    with pytest.raises((runtime.UserError, SystemExit)) as mistake:
+        stage("reproduce", *argv, "--out", tmp_path / "r")
+    assert message in str(mistake.value) + capsys.readouterr().err
+
+
+# The whole
+
+
+def test_quick_runs_resumes_and_reports(images, tmp_path):
+    argv = ["--source", images, "--target", images, "--ratios", 5, "--channels", 4, "--source-epochs", 1, "--adapt-epochs", 1,
+            "--target-epochs", 1, "--subnet-epochs", 1, "--warmup", 0, "--generations", 1, "--population", 2,
+            "--val-images", 12, "--out", tmp_path / "quick"]  # fmt: skip
+    done = command("reproduce.py", "quick", *argv)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("| P")]
+    assert rows == ["P0", "P1", "P2", "P3", "P1", "P2", "P3"]  # Table 6, Figure 2
+    again = command("reproduce.py", "quick", *argv)
+    assert again.stdout.count("already finished") == 12 and again.stdout.endswith(done.stdout[done.stdout.index("# ") :])

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import darts, engine, nats, spaces
+from common import darts, engine, nats, resnet32, spaces
 
 ALL_CONV = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 DARTS_V2 = (
@@ -33,6 +33,7 @@ def cost(space, arch, num_classes=10):
         (nats, "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|", 10, 7.78, 0.073306e6),
         (nats, "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|", 100, 7.79, 0.079156e6),
         (darts, DARTS_V2, 10, 528.36, 3.349342e6),
+        (resnet32, "resnet32", 10, 68.86, 464154),  # 0.46 M and 69 M (He et al. 2016)
     ],
 )  # fmt: skip
 def test_cost_is_that_of_the_published_network(space, text, num_classes, mmacs, params):
@@ -51,7 +52,7 @@ def test_135_architectures_of_149_mmacs():
 
 @pytest.mark.parametrize("name", spaces.SPACES)
 def test_lightest_is_lightest(name):
-    space, rng = spaces.SPACES[name], np.random.default_rng(0)
+    space, rng = spaces.space(name), np.random.default_rng(0)
     macs = spaces.macs_counter(spaces.supernet(name, 10, 4, 3))
     assert all(macs(space.LIGHTEST) <= macs(spaces.sample(space.CHOICES, rng)) for _ in range(10))
 
@@ -63,13 +64,13 @@ def genes(space):
 @given(genes(nats))
 def test_nats_string_round_trip(arch):
     assert nats.from_string(nats.to_string(arch)) == arch
-    assert spaces.name_of(nats.to_string(arch)) == "nats"
+    assert spaces.parse(nats.to_string(arch)) == ("nats", arch)
 
 
 @given(genes(darts))
 def test_darts_string_round_trip(arch):
     assert darts.from_string(darts.to_string(arch)) == arch
-    assert spaces.name_of(darts.to_string(arch)) == "darts"
+    assert spaces.parse(darts.to_string(arch)) == ("darts", arch)
     for cell in darts.decode(arch):
         for node, ((_, a), (_, b)) in enumerate(cell):
             assert 0 <= a < b < 2 + node
@@ -119,7 +120,7 @@ def test_any_text_is_parsed_or_refused(text, space):
 @pytest.mark.parametrize("name", spaces.SPACES)
 def test_super_net_path_equals_sub_net(name):
     """With the chosen operations' weights copied, and BN using the batch, for ten random architectures."""
-    space, rng = spaces.SPACES[name], np.random.default_rng(1)
+    space, rng = spaces.space(name), np.random.default_rng(1)
     torch.manual_seed(0)
     supernet = spaces.supernet(name, 10, 4, 3)
     engine.use_batch_statistics(supernet)
@@ -136,7 +137,7 @@ def test_super_net_path_equals_sub_net(name):
 
 @pytest.mark.parametrize("name", spaces.SPACES)
 def test_supernet_holds_every_path_and_changes_with_each_gene(name):
-    space = spaces.SPACES[name]
+    space = spaces.space(name)
     torch.manual_seed(0)
     net = spaces.supernet(name, 10, 4, 3)
     engine.use_batch_statistics(net)

@@ -1,10 +1,10 @@
-"""Kills runs at random moments, starts them again, and counts results that differ from those of a run that was left alone.
+"""Kills runs at random moments, starts them again, and counts results that differ from those of an undisturbed run.
 
     python tests/torture.py --runs 100          # about 40 minutes on two CPU cores
     python tests/torture.py --runs 20 --ranks 2
 
-Every run is one of the four stages or rank_transfer.py on generated folders of small images, ended once to three times by
-SIGKILL, SIGTERM or SIGINT, and then run to its end. Exit status 1 if a result was lost or differs. Not part of the suite.
+Every run is one of the four stages or rank_transfer.py on small generated images. It is ended one to three times by SIGKILL,
+SIGTERM or SIGINT, and then run to its end. Exit status 1 if a result is lost or differs. Not part of the suite.
 """
 
 import argparse
@@ -51,9 +51,9 @@ def result(out):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=100, help="(default 100)")
-    parser.add_argument("--ranks", type=int, default=1, help="processes a run (default 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
+    parser.add_argument("--runs", type=int, default=100, help="number of runs (default 100)")
+    parser.add_argument("--ranks", type=int, default=1, help="processes of each run (default 1)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default 0)")
     args = parser.parse_args()
     place, rng = Path(tempfile.mkdtemp()), random.Random(args.seed)
     make_images(place / "images")
@@ -77,15 +77,15 @@ def main():
         "rank": ["rank_transfer.py", *shape, "--archs", "random:5", "--datasets", f"{place}/images:1", f"{place}/images:4",
                  "--seeds", 0, 1, "--epochs", 2, "--warmup", 0, "--batch-size", 16],
     }  # fmt: skip
-    whole, lasted = {}, {}
+    expected, duration = {}, {}
     for name, argv in plan.items():
         begun = time.time()
         process = start(argv, place / name)
-        told = process.communicate()[0]
+        output = process.communicate()[0]
         if process.returncode:
-            sys.exit(f"{name} does not run at all:\n{told}")
-        whole[name], lasted[name] = result(place / name), time.time() - begun
-        print(f"{name}: {lasted[name]:.1f} s when it is left alone", flush=True)
+            sys.exit(f"{name} does not run at all:\n{output}")
+        expected[name], duration[name] = result(place / name), time.time() - begun
+        print(f"{name}: {duration[name]:.1f} s when undisturbed", flush=True)
 
     wrong = kills = 0
     for i in range(args.runs):
@@ -93,22 +93,22 @@ def main():
         out = place / f"{name}_{i}"
         for _ in range(rng.randint(1, 3)):
             process = start(plan[name], out)
-            time.sleep(rng.uniform(0, lasted[name]))
+            time.sleep(rng.uniform(0, duration[name]))
             process.send_signal(rng.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)))
             process.communicate()
             kills += process.returncode != 0
             time.sleep(1 if args.ranks > 1 else 0)  # ranks whose torchrun was killed notice it on their own
         for _ in range(30):
             process = start(plan[name], out)
-            told = process.communicate()[0]
-            if "another process is at work" not in told:
+            output = process.communicate()[0]
+            if "another process is working" not in output:
                 break
             time.sleep(2)
-        same = process.returncode == 0 and result(out) == whole[name]
+        same = process.returncode == 0 and result(out) == expected[name]
         wrong += not same
         print(f"{i + 1}/{args.runs} {name}: {'the same' if same else 'DIFFERS OR IS LOST'}", flush=True)
         if not same:
-            print(told, flush=True)
+            print(output, flush=True)
         shutil.rmtree(out, ignore_errors=True)
     shutil.rmtree(place)
     print(f"{args.runs} runs, ended early {kills} times: {wrong} differ or are lost")

@@ -1,0 +1,247 @@
+"""From accuracies to tables: Kendall's tau between settings, noise ceilings, best architectures found, regret.
+
+A setting is a method, a dataset and an imbalance, trained with one or more seeds. `tau` correlates *mean* accuracies of
+the architectures that two settings share, over the seeds that all of these have (Figure 1).
+
+Even two trainings in one setting rank architectures differently: the noise ceiling is tau between two seeds of a setting.
+A mean over seeds is less noisy than one seed, so `tau` must not be compared with it. `tau_single` may: it is tau between a
+seed of one setting and another seed of the other, averaged over all such pairs, as the ceiling is over pairs of seeds of
+one setting. Equal seeds share initial weights and are left out, unless each setting has only that one.
+"""
+
+import csv
+import itertools
+import json
+import math
+import re
+
+import numpy as np
+
+from .kendall import kendall_tau
+
+FIELDS = {"arch": (str,), "dataset": (str,), "imbalance": (int, float), "seed": (int,), "accuracy": (int, float)}
+
+
+# Reading
+
+
+def setting(line):
+    """Label of the setting of a line of accuracies.jsonl: `cifar10 100x`, or inside a super-net `P1 cifar10 100x`."""
+    method = line.get("method", "stand-alone")
+    return f"{'' if method == 'stand-alone' else f'{method} '}{line['dataset']} {line['imbalance']:.12g}x"
+
+
+def read(files):
+    """{setting: {architecture: {seed: accuracy in %}}}, sorted, of accuracies.jsonl files or CSV files `arch,<setting>,...`.
+
+    ValueError names the file and the line that is wrong.
+    """
+    found = {}
+    for path in files:
+        for number, label, arch, seed, accuracy in _entries(path):
+            known = found.setdefault(label, {}).setdefault(arch, {}).setdefault(seed, accuracy)
+            if known != accuracy:
+                entry = f"'{path}', line {number}: {label}, seed {seed}, {arch}"
+                raise ValueError(f"{entry} is {accuracy:g} here and {known:g} before")
+    if not found:
+        raise ValueError(f"no accuracy in {', '.join(map(str, files))}")
+    labels = sorted(found, key=_natural)
+    return {label: {arch: found[label][arch] for arch in sorted(found[label])} for label in labels}
+
+
+def _natural(label):
+    """Sorts 50x before 100x."""
+    return re.sub(r"\d+", lambda digits: digits[0].zfill(20), label), label
+
+
+def _entries(path):
+    """Yields (line number, setting, architecture, seed, accuracy)."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = file.read().splitlines()
+        header = [cell.strip() for cell in next(csv.reader(lines), [])]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"'{path}' is neither JSON lines nor a CSV: {error}") from None
+    is_csv = len(header) > 1 and header[0] == "arch" and "" not in header and len(set(header)) == len(header)
+    if not is_csv and not (lines and lines[0].startswith("{")):
+        raise ValueError(f"'{path}' is neither JSON lines nor a CSV with a header 'arch,<setting>,<setting>...'")
+    for number, line in enumerate(lines, start=1):
+        if line.strip() and not (is_csv and number == 1):
+            try:
+                entries = _csv_entries(header, line) if is_csv else [_json_entry(line)]
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError, csv.Error):
+                form = f"{len(header)} cells" if is_csv else f"JSON with {', '.join(FIELDS)}"
+                raise ValueError(f"'{path}', line {number}: '{line[:80]}' is not {form}, accuracy 0 to 100") from None
+            yield from ((number, *entry) for entry in entries)
+
+
+def _json_entry(text):
+    line = json.loads(text)
+    if not all(type(line[name]) in kinds for name, kinds in FIELDS.items()) or not 1 <= line["imbalance"] < math.inf:
+        raise ValueError
+    return setting(line), line["arch"], line["seed"], _percent(line["accuracy"])
+
+
+def _csv_entries(header, text):
+    (cells,) = csv.reader([text])
+    pairs = list(zip(header, cells, strict=True))[1:]
+    return [(label, cells[0].strip(), 0, _percent(cell)) for label, cell in pairs if cell.strip()]  # empty: not measured
+
+
+def _percent(value):
+    if not 0 <= float(value) <= 100:  # NaN, too
+        raise ValueError
+    return float(value)
+
+
+# Comparing
+
+
+def interval(statistic, n, resamples=1000):
+    """(value, low, high): a statistic of n architectures with its 95 % percentile bootstrap interval over them.
+
+    statistic: indices of architectures -> number. Resamples for which it is NaN are left out.
+    """
+    rng = np.random.default_rng(0)
+    resampled = [statistic(rng.integers(0, n, n)) for _ in range(resamples)]
+    resampled = [value for value in resampled if not np.isnan(value)]
+    low, high = np.percentile(resampled, (2.5, 97.5)) if resampled else (np.nan, np.nan)
+    return statistic(np.arange(n)), low, high
+
+
+def compare(units, top=None):
+    """The dict that tau.json holds, from what `read` returns. ValueError if two settings share too few architectures.
+
+    Matrices over the settings (S, S): n, the number of shared architectures; tau and its interval low, high; tau_single.
+    With `top`, found[i, j] is how many of setting i's best are among setting j's, and regret[i, j] the accuracy that
+    setting i loses, in points, by taking setting j's favourite. noise_ceiling: {setting: {tau, low, high, n, seeds}}.
+    """
+    labels, cells = list(units), {}
+    for one, other in itertools.product(labels, repeat=2):
+        archs = [arch for arch in units[one] if arch in units[other]]
+        if len(archs) < max(3, top or 0):
+            pair = f"'{one}' has" if one == other else f"'{one}' and '{other}' share"
+            raise ValueError(f"{pair} {len(archs)} architectures, and at least {max(3, top or 0)} are needed")
+        seeds, other_seeds = _by_seed(units, one, archs), _by_seed(units, other, archs)
+        known = cells.get((other, one))
+        cell = dict(known) if known else _correlation(seeds, other_seeds, same=one == other)
+        if top:
+            truth, guess = _mean(seeds), _mean(other_seeds)
+            cell["found"] = _in_best(truth, top) @ _in_best(guess, top)
+            cell["regret"] = truth.max() - truth[guess == guess.max()].mean()  # over several favourites the mean
+        cells[one, other] = cell
+    matrices = {name: np.array([[cells[i, j][name] for j in labels] for i in labels]) for name in cells[labels[0], labels[0]]}
+    ceilings = {label: _noise_ceiling(_by_seed(units, label, units[label])) for label in labels}
+    ceilings = {label: ceiling for label, ceiling in ceilings.items() if ceiling}
+    archs = {arch for label in labels for arch in units[label]}
+    return {"labels": labels, "architectures": len(archs), "top": top, **matrices, "noise_ceiling": ceilings}
+
+
+def _by_seed(units, label, archs):
+    """{seed: accuracies (n,)} of n architectures, for the seeds that all of them have: a run may be unfinished."""
+    seeds = set.intersection(*(set(units[label][arch]) for arch in archs))
+    if not seeds:
+        raise ValueError(f"the {len(archs)} architectures of '{label}' have no seed in common")
+    return {seed: np.array([units[label][arch][seed] for arch in archs]) for seed in sorted(seeds)}
+
+
+def _mean(by_seed):
+    """Mean over seeds, (n,). With fsum equal accuracies have equal means in any order, so that ties stay ties."""
+    return np.array([math.fsum(values) / len(values) for values in zip(*by_seed.values(), strict=True)])
+
+
+def _correlation(one, other, same):
+    """{n, tau, low, high, tau_single} of accuracies by seed in two settings, or in one and the same."""
+    x, y = _mean(one), _mean(other)
+    tau = kendall_tau(x, y)
+    low, high = (tau, tau) if same else interval(lambda k: kendall_tau(x[k], y[k]), len(x))[1:]
+    singles = [kendall_tau(one[s], other[t]) for s in one for t in other if s != t]
+    single = np.mean(singles) if singles else np.nan if same else tau
+    return {"n": len(x), "tau": tau, "low": low, "high": high, "tau_single": single}
+
+
+def _noise_ceiling(by_seed):
+    """{tau, low, high, n, seeds}: tau between two seeds of one setting, mean over the pairs; None if there is no pair."""
+    pairs = list(itertools.combinations(by_seed.values(), 2))
+    if not pairs:
+        return None
+    n = len(pairs[0][0])
+    tau, low, high = interval(lambda k: np.mean([kendall_tau(x[k], y[k]) for x, y in pairs]), n)
+    return {"tau": tau, "low": low, "high": high, "n": n, "seeds": list(by_seed)}
+
+
+def _in_best(values, top):
+    """Membership in the best `top`, (n,): 1 or 0, with the last places shared equally among those tied for them."""
+    last = np.sort(values)[-top]
+    above, tied = values > last, values == last
+    return above + tied * (top - above.sum()) / tied.sum()
+
+
+# Showing
+
+
+def text(result):
+    """The tables of `compare` as they are printed."""
+    labels, top, ceilings = result["labels"], result["top"], result["noise_ceiling"]
+
+    def tau(i, j):
+        return "1" if i == j else _cell(*(result[name][i, j] for name in ("tau", "low", "high")))
+
+    def single(i, j):
+        ceiling = ceilings.get(labels[i], {}) if i == j else {}
+        return _cell(result["tau_single"][i, j], ceiling.get("low"), ceiling.get("high"))
+
+    def best(i, j):
+        return f"{result['found'][i, j]:.3g}; {result['regret'][i, j]:.2f}"
+
+    parts = [f"{result['architectures']} architectures", "Kendall's tau-b of mean accuracies, with its 95 % interval:"]
+    parts += [_matrix(labels, tau)]
+    if ceilings:
+        parts += ["Tau of single seeds; on the diagonal the noise ceiling, between two seeds of the same setting:"]
+        parts += [_matrix(labels, single)]
+    if top:
+        parts += [f"How many of the row's best {top} are among the column's best {top}; accuracy that the row loses, in"]
+        parts += ["points, by taking the column's favourite:", _matrix(labels, best)]
+    return "\n".join(parts)
+
+
+def _matrix(labels, cell):
+    """A text table whose columns are headed by the rows' numbers. cell: (i, j) -> text."""
+    columns = [["", *(f"{i} {label}" for i, label in enumerate(labels, start=1))]]
+    columns += [[str(j + 1), *(cell(i, j) for i in range(len(labels)))] for j in range(len(labels))]
+    widths = [max(map(len, column)) for column in columns]
+    rows = zip(*columns, strict=True)
+    return "\n".join("  ".join([head.ljust(widths[0]), *map(str.rjust, row, widths[1:])]) for head, *row in rows)
+
+
+def _cell(value, low=None, high=None):
+    return "-" if np.isnan(value) else f"{value:.2f}" if low is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def plain(value):
+    """The value as JSON can hold it: arrays become lists, and NaN becomes None."""
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items()}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def heat_map(result, path):
+    """Draws the tau matrix, as in Figure 1, into an image file. ValueError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("a picture needs matplotlib, which is not installed: pip install matplotlib") from None
+    labels, tau = result["labels"], result["tau"]
+    figure = Figure(figsize=(3 + 0.7 * len(labels), 2 + 0.7 * len(labels)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(tau, vmin=min(0.0, np.nanmin(tau)), vmax=1)
+    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+    axes.set_yticks(range(len(labels)), labels)
+    for (i, j), value in np.ndenumerate(tau):
+        axes.text(j, i, _cell(value), ha="center", va="center", color="k" if value > 0.5 else "w")
+    figure.colorbar(image, label="Kendall's tau-b")
+    figure.savefig(path, dpi=150)
