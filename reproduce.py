@@ -19,8 +19,9 @@ import os
 import subprocess
 import sys
 
-from common import flags, paper, report, runner, runtime
 from common.plan import ONE_OF_FIGURE_1, PAPERS_OWN, TABLE_1_CELLS, TABLES, given, make_plan
+
+from common import flags, paper, report, runner, runtime
 
 PAPER = {"source": "cifar10", "target": "cifar100", "space": "nats", "seeds": 3, "jobs": 1}
 SCALES = {  # what differs from the paper

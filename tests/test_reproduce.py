@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from common.plan import TABLES, make_plan
 from conftest import ROOT, command, stage
 
 import reproduce
 from common import darts, paper, runner, runtime, spaces
-from common.plan import TABLES, make_plan
 
 NATS = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
 STUB = Path(__file__).with_name("stub_stage.py")
