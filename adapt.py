@@ -58,7 +58,7 @@ def main(args):
         return run.finish({**facts, "epochs": 0, "seconds": 0.0, "supernet": run.path("supernet.pt")})
 
     # data
-    with runtime.users_mistake(), runtime.first_rank_first():
+    with runtime.users_mistake():
         (train,) = data.load(("train",), **flags.data_of(args), root=args.data_root, device=device)
         normalise = data.Normalise(*data.channel_stats(train[0]), args.image_size, device)
         batches = data.Batches(train, normalise, args.batch_size, args.seed, runtime.rank(), runtime.world())

@@ -83,7 +83,7 @@ def main(args):
         return
 
     # data
-    with runtime.users_mistake(), runtime.first_rank_first():
+    with runtime.users_mistake():
         (train,) = data.load(("train",), **flags.data_of(args), root=args.data_root, device=device)
         normalise = data.Normalise(*data.channel_stats(train[0]), args.image_size, device)
         batches = data.Batches(train, normalise, args.batch_size, args.seed, runtime.rank(), runtime.world())
@@ -114,7 +114,7 @@ def main(args):
         run.epoch_done(args.epochs, len(train[1]), metrics)
 
     # save
-    with runtime.users_mistake(), runtime.first_rank_first():
+    with runtime.users_mistake():
         ((images, labels),) = data.load(("test",), **flags.data_of(args), root=args.data_root, device=device)
     share = slice(runtime.rank(), None, runtime.world())
     chunks, per_class = engine.normalised_chunks(images[share], normalise), labels.bincount(minlength=num_classes)

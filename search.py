@@ -105,7 +105,7 @@ def main(args):
         raise runtime.UserError(f"no architecture has {args.max_mmacs:g} M MACs or fewer: the lightest has {lightest:.2f} M")
 
     # data
-    with runtime.users_mistake(), runtime.first_rank_first():
+    with runtime.users_mistake():
         train, val = data.load(("train", "val"), **checkpoint["data"], root=args.data_root, device=device)
     with runtime.users_mistake(args.supernet):
         score_path = engine.scorer(net, train, val, args.bn_images, args.seed)

@@ -10,6 +10,7 @@ A split is a pair (images, labels): uint8 (n, H, W, 3) and int64 (n,). Wrong arg
 
 import importlib
 import os
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
@@ -100,7 +101,8 @@ def _open(name, split, root, size):
     """All labels of a split, numpy (n,), and a function from indices (k,) to uint8 images (k, size, size, 3)."""
     if name in ("cifar10", "cifar100"):
         try:
-            source = getattr(torchvision.datasets, name.upper())(root, train=split == "train", download=True)
+            with _one_process_at_a_time(root):
+                source = getattr(torchvision.datasets, name.upper())(root, train=split == "train", download=True)
         except (OSError, RuntimeError) as error:
             raise ValueError(f"cannot download {name} into '{root}': {error}") from None
         return np.asarray(source.targets), lambda indices: _resized(torch.from_numpy(source.data[indices]), size)
@@ -110,6 +112,18 @@ def _open(name, split, root, size):
         return labels, lambda indices: images[indices]
     files, labels = _list_folder(name, split)
     return labels, lambda indices: torch.stack([_decode(files[i], size) for i in indices])
+
+
+@contextmanager
+def _one_process_at_a_time(root):
+    """Ranks and parallel runs that share this folder wait while one of them downloads. A node with its own disk has its own."""
+    os.makedirs(root, exist_ok=True)
+    with open(os.path.join(root, "download.lock"), "w") as file:
+        with suppress(ImportError, OSError):  # not POSIX, or a file system without locks
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _resized(images, size):

@@ -149,17 +149,6 @@ def end_with_parent():
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-@contextmanager
-def first_rank_first():
-    """The first rank of each node runs the block before the node's others, so that a dataset is downloaded once."""
-    first = int(os.environ.get("LOCAL_RANK", rank())) == 0
-    if world() > 1 and not first:
-        dist.barrier()
-    yield
-    if world() > 1 and first:
-        dist.barrier()
-
-
 def sum_over_ranks(tensor):
     """The tensor, summed over ranks in place."""
     if world() > 1:

@@ -1,6 +1,8 @@
 """Which images, where they come from, and how they are augmented."""
 
 import shutil
+import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -90,17 +92,36 @@ def test_synthetic_sets_are_fixed_varied_and_share_no_class():
     assert len(np.unique(torch.cat([ten[0], hundred]).flatten(1).numpy(), axis=0)) == 20000
 
 
-def test_built_in_datasets_have_any_image_size(monkeypatch):
+def test_built_in_datasets_have_any_image_size(tmp_path, monkeypatch):
     """Against torchvision's own resizing; 32x32 is left alone."""
     pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
     monkeypatch.setattr(
         torchvision.datasets, "CIFAR10", lambda *a, **k: SimpleNamespace(data=pixels, targets=list(range(10)) * 2)
     )
-    ((same, _),) = data.load(("test",), "cifar10")
-    ((larger, _),) = data.load(("test",), "cifar10", image_size=64)
+    ((same, _),) = data.load(("test",), "cifar10", root=tmp_path)
+    ((larger, _),) = data.load(("test",), "cifar10", image_size=64, root=tmp_path)
     assert np.array_equal(same, pixels)
     expected = torchvision.transforms.functional.resize(torch.from_numpy(pixels).permute(0, 3, 1, 2), [64, 64])
     assert torch.equal(larger, expected.permute(0, 2, 3, 1))
+
+
+def test_one_process_of_a_node_downloads_while_the_others_wait(tmp_path, monkeypatch):
+    """Not only global rank 0: nodes have disks of their own, and so have runs that are not ranks of one group."""
+    events = []
+
+    def slow_download(root, **kwargs):
+        events.append("begin")
+        time.sleep(0.2)
+        events.append("end")
+        return SimpleNamespace(data=np.zeros((10, 32, 32, 3), np.uint8), targets=list(range(10)))
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", slow_download)
+    threads = [threading.Thread(target=data.load, args=(("test",), "cifar10"), kwargs={"root": tmp_path}) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert events == ["begin", "end"] * 3
 
 
 def test_channel_stats_equal_torchs():

@@ -310,19 +310,6 @@ def test_two_ranks_run_every_stage_and_search_as_one_does(images, tmp_path):
     assert untimed(tmp_path / "q") == untimed(tmp_path / "alone")
 
 
-def test_the_first_rank_of_each_node_downloads(monkeypatch):
-    """Two nodes of two ranks: ranks 0 and 2 go through the block, then the barrier; 1 and 3 the other way round."""
-    monkeypatch.setattr(runtime, "world", lambda: 4)
-    for rank, local, first in ((0, 0, True), (1, 1, False), (2, 0, True), (3, 1, False)):
-        order = []
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("LOCAL_RANK", str(local))
-        monkeypatch.setattr(runtime.dist, "barrier", lambda order=order: order.append("barrier"))
-        with runtime.first_rank_first():
-            order.append("download")
-        assert order == (["download", "barrier"] if first else ["barrier", "download"])
-
-
 # The user's mistakes: one line and exit 2
 
 
