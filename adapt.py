@@ -4,8 +4,8 @@
     torchrun --nproc_per_node=8 adapt.py --procedure P1 --supernet runs/source/supernet.pt --out runs/p1
 
 P0 changes nothing: the source's super-net is searched, on the source. P1 freezes the backbone and trains a new linear
-classifier with the re-weighted loss (Eq. 4). P2 trains both and re-weights late (Eq. 5). Products: supernet.pt, result.json.
-Paper, CIFAR-10 -> 100x CIFAR-100: sub-nets of P0, P1, P2 reach 40.83, 41.93, 41.86 % (Table 3a); P1 took 2000 s on a V100.
+classifier, re-weighted from the first epoch (Eq. 4). P2 trains backbone and new classifier and re-weights late (Eq. 5).
+Products: supernet.pt, result.json. Paper, CIFAR-10 -> 100x CIFAR-100: sub-nets of P0, P1, P2 reach 40.83, 41.93, 41.86 % (Table 3a); P1 took 2000 s on a V100.
 """
 
 from functools import partial
@@ -67,7 +67,7 @@ def main(args):
 
     # model: the source's backbone under a new classifier
     net.classifier = nn.Linear(net.classifier.in_features, len(counts))
-    losses.fit_classifier(net, args.loss)
+    losses.match_classifier(net, args.loss)
     net.to(device)
     choices = spaces.space(source["space"]).CHOICES
 
@@ -87,9 +87,10 @@ def main(args):
         class_weights = weights if reweight else torch.ones_like(weights)
         frozen_epochs = epoch - args.backbone_epochs  # with a frozen backbone, this one included
         if frozen_epochs > 0 and args.features_every > 1:
-            wanted = epoch - (frozen_epochs - 1) % args.features_every
-            if features_epoch != wanted:
-                features, features_epoch = engine.KeptFeatures(net, batches, wanted, path, args.precision), wanted
+            source_epoch = epoch - (frozen_epochs - 1) % args.features_every
+            if features_epoch != source_epoch:
+                features = engine.KeptFeatures(net, batches, source_epoch, path, args.precision)
+                features_epoch = source_epoch
             metrics = engine.train_epoch(head, features, epoch, optimizer, class_weights, loss=loss, clip=args.clip)
         else:
             metrics = engine.train_epoch(

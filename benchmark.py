@@ -5,7 +5,8 @@
     python benchmark.py --compile                                # one sub-net without and with --compile
     OMP_NUM_THREADS=1 torchrun --nproc_per_node=2 benchmark.py   # what a second process gains
 
-Every round measures everything once, so that a machine that slows down slows everything down. The table gives the median
+Every round measures everything once, so that a machine that slows down slows everything down (but under torchrun, where the
+ranks go first together, and then rank 0 alone). The table gives the median
 over rounds and the range. "Plain PyTorch" is the super-net step as public one-shot code writes it, in fp32: NCHW memory,
 PyTorch's own pooling and batch norm, clipping and an optimiser that loop over parameters, a loss that is read at every step,
 and NATS cells that compute each operation by itself, as NATS-Bench's search code does.

@@ -185,7 +185,7 @@ def train_subnet(args, space, arch, train, normalise, weights, seed):
     torch.manual_seed(seed)
     batches, counts = data.Batches(train, normalise, args.batch_size, seed), train[1].bincount()
     net = space.Network(len(counts), args.channels, args.cells, arch)
-    losses.fit_classifier(net, args.loss)
+    losses.match_classifier(net, args.loss)
     net.to(weights.device)
     backbone = fast.compiled(net) if args.compile else None
     optimizer = engine.sgd(net, args.lr, args.momentum, args.weight_decay)

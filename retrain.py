@@ -1,4 +1,4 @@
-"""Train one sub-net from scratch on the target and report its accuracy: all, many, medium and few (section 4.1, Table 6).
+"""Train one sub-net from scratch on the target and report its accuracy: all, many, medium, few (section 4.1, Table 6).
 
     python retrain.py --arch runs/search_p1/result.json --dataset cifar100 --imbalance 100 --out runs/retrain_p1
     torchrun --nproc_per_node=8 retrain.py --arch runs/search_p1/result.json --out runs/retrain_p1
@@ -55,7 +55,7 @@ def searched_arch(args):
     differ = [f"--{k.replace('_', '-')} {searched.get(k)}" for k in names if searched.get(k) != getattr(args, k)]
     if same_dataset and differ:
         raise runtime.UserError(
-            f"'{args.arch}' was searched with {' '.join(differ)}: give the same, or training sees the images that chose it"
+            f"'{args.arch}' was searched with {' '.join(differ)}: give the same, so that no image that chose it is trained on"
         )
     return arch
 
@@ -64,7 +64,7 @@ def describe(args, arch, num_classes):
     """{arch, params, mmacs} of the sub-net."""
     space = spaces.space(args.space)
     net = space.Network(num_classes, args.channels, args.cells, arch)
-    losses.fit_classifier(net, args.loss)
+    losses.match_classifier(net, args.loss)
     mmacs = spaces.macs_counter(net, args.image_size)() / 1e6
     return {"arch": space.to_string(arch), "params": spaces.parameters(net), "mmacs": mmacs}
 
@@ -92,7 +92,7 @@ def main(args):
 
     # model
     net = space.Network(num_classes, args.channels, args.cells, arch)
-    losses.fit_classifier(net, args.loss)
+    losses.match_classifier(net, args.loss)
     net.to(device)
     with runtime.users_mistake():
         backbone = fast.compiled(net) if args.compile else None

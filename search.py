@@ -110,7 +110,7 @@ def main(args):
     with runtime.users_mistake(args.supernet):
         score_path = engine.scorer(net, train, val, args.bn_images, args.seed)
 
-    # optimiser: evolution over scores, which an interrupted run need not compute again
+    # optimiser: evolution; the scores of an interrupted run are reused
     known = read_scores(run.path("scores.jsonl"), space)
     run.begin()
     if runtime.world() > 1:

@@ -46,7 +46,7 @@ def main(args):
 
     # model
     net = spaces.supernet(args.space, len(counts), args.channels, args.cells)
-    losses.fit_classifier(net, args.loss)
+    losses.match_classifier(net, args.loss)
     net.to(device)
     choices = spaces.space(args.space).CHOICES
 

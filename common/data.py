@@ -171,7 +171,7 @@ def _decode(path, size):
 
 
 def channel_stats(images):
-    """Mean and standard deviation of each channel, of pixels in [0, 1]: two float32 (3,). Sums of integers, so exact."""
+    """Mean and standard deviation of each channel, of pixels in [0, 1]: two float32 (3,)."""
     n = images[..., 0].numel()
     histogram = torch.stack([torch.bincount(images[..., c].flatten(), minlength=256) for c in range(3)]).double().cpu()
     value = torch.arange(256, dtype=torch.float64) / 255

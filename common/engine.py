@@ -81,13 +81,13 @@ def train_epoch(
     if not math.isfinite(total_loss):
         arch = "" if path is None else f", architecture {net.to_string(path((epoch - 1) * len(batches) + steps))}"
         raise UserError(f"the loss is not finite since epoch {epoch}, step {steps + 1}{arch}: a lower --lr or --clip may help")
-    if not all_finite(dict(net.named_parameters())):  # the last step may have broken what no loss has seen yet
+    if not all_finite(dict(net.named_parameters())):  # no loss has been computed since the last step
         raise UserError(f"the weights are not finite after epoch {epoch}: a lower --lr or --clip may help")
     return {"loss": total_loss / weight, "accuracy": 100 * correct / seen}
 
 
 class Head(nn.Module):
-    """The classifier of a network as a network of its own, whose images are features."""
+    """The classifier as a network of its own, which takes features instead of images."""
 
     def __init__(self, classifier):
         super().__init__()
@@ -200,7 +200,7 @@ def scorer(net, train, val, bn_images, seed):
     """
     classes = net.classifier.out_features
     if max(int(labels.max()) for _, labels in (train, val)) >= classes:
-        raise ValueError(f"the super-net knows {classes} classes, and the data have more")
+        raise ValueError(f"the super-net has {classes} classes, and the data have more")
     normalise = Normalise(*channel_stats(train[0]), train[0].shape[2], train[0].device)
     # Augmented as in training: plain images have no black borders, which changes the statistics and worsens the ranking.
     bn_chunks = chunks_of(Batches(train, normalise, bn_images, seed).first(bn_images)[0])

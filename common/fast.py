@@ -1,4 +1,4 @@
-"""The same numbers sooner: memory layout, batch norm by rows, pooling as a convolution, captured or compiled sub-nets.
+"""The same results, faster: memory layout, batch norm by rows, pooling as a convolution, captured or compiled sub-nets.
 
 Nothing here is needed to understand the method. `benchmark.py` shows what each part gains.
 """
@@ -15,7 +15,7 @@ from torch import nn
 def lay_out(net):
     """Lays weights out channels-last, which is twice as fast on a CPU and what tensor cores need.
 
-    On a CPU it also makes glibc keep large freed blocks: returning and mapping them anew took a third of a training step.
+    Without a GPU it also makes glibc keep large freed blocks: returning and remapping them took a third of a training step.
     """
     net.to(memory_format=torch.channels_last)
     if torch.cuda.is_available():

@@ -6,7 +6,7 @@ import math
 from . import data, losses, spaces
 from .runtime import UserError
 
-# Types: the check of a value stands where its flag is declared.
+# Types: each flag declares how its value is checked.
 
 
 def number(kind, least, most=math.inf, above=False):
@@ -81,8 +81,10 @@ def data_of(args):
 
 
 def add_shape(group):
-    group.add_argument("--channels", type=width, help="width of the first stage (default: nats 16, darts 36)")
-    group.add_argument("--cells", type=positive_int, help="nats: cells per stage (default 5); darts: cells in all (default 20)")
+    group.add_argument("--channels", type=width, help="width of the first stage (default: darts 36, others 16)")
+    group.add_argument(
+        "--cells", type=positive_int, help="darts: cells in all (default 20); others: cells per stage (default 5)"
+    )
 
 
 def fill_shape(args, space):
@@ -122,7 +124,7 @@ def fill_schedule(args, epochs, milestones, reweight_from):
     def scaled(epoch):
         return 1 if epoch == 1 else math.ceil(epoch * args.epochs / epochs)
 
-    if args.milestones is None:  # the first epoch always has the full rate
+    if args.milestones is None:  # a milestone at epoch 1 would lower the rate before anything is learned
         args.milestones = sorted({scaled(m) for m in milestones} - {1})
     if args.reweight_from is None:
         args.reweight_from = scaled(reweight_from)
@@ -133,7 +135,7 @@ def fill_schedule(args, epochs, milestones, reweight_from):
 
 
 def add_compile(parser):
-    text = "faster sub-nets: CUDA graphs on a GPU; on a CPU torch.compile, which pays only in long trainings"
+    text = "faster sub-nets: CUDA graphs on a GPU; on a CPU torch.compile, which pays off only in long runs"
     parser.add_argument("--compile", action="store_true", help=text)
 
 

@@ -57,7 +57,7 @@ def reweights(name):
     return name.endswith("-DRW")
 
 
-def fit_classifier(net, name):
+def match_classifier(net, name):
     """Replaces the net's linear classifier by a `CosineClassifier` if the named loss needs one."""
     if name == "LDAM-DRW":
         net.classifier = CosineClassifier(net.classifier.in_features, net.classifier.out_features)

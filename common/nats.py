@@ -92,7 +92,7 @@ def canonical(arch):
 
 
 class Cell(nn.Module):
-    """Node 0 is the input, every later node the sum of its incoming edges, node 3 the output: (B, C, H, W), kept."""
+    """Node 0 is the input, every later node the sum of its incoming edges, node 3 the output. The shape is unchanged."""
 
     def __init__(self, channels, arch, affine):
         super().__init__()

@@ -26,7 +26,7 @@ def from_string(text):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions around an identity: (B, c_in, H, W) -> (B, c_out, H / stride, W / stride)."""
+    """Two 3x3 convolutions with an identity shortcut around them: (B, c_in, H, W) -> (B, c_out, H / stride, W / stride)."""
 
     def __init__(self, c_in, c_out, stride, affine):
         super().__init__()

@@ -58,9 +58,9 @@ def users_mistake(where=""):
 
 
 def launch(parse_args, main):
-    """Runs a script and exits: with 2 and one line on stderr for a UserError, with 1 and one line for a full disk.
+    """Runs a script and exits: with 2 and one line on stderr for a UserError, with 1 and one line for an OSError.
 
-    SIGTERM and SIGINT end it at once with 143 and 130. The next run resumes after the last finished epoch.
+    SIGTERM and SIGINT end it at once with 143 and 130. The same command resumes after the last finished epoch.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
@@ -78,7 +78,7 @@ def launch(parse_args, main):
     except SystemExit as end:
         status, message = (end.code, None) if isinstance(end.code, int | None) else (1, end.code)
     except Exception as error:
-        status, message = 1, "another rank has ended, so this one ends, too"
+        status, message = 1, "stopped because another rank stopped"
         if not (dist.is_initialized() and "peer" in str(error)):
             message = None
             traceback.print_exc()
@@ -113,7 +113,7 @@ def print0(*words):
 def setup(device, seed, group=True):
     """Joins torchrun's process group, seeds torch, and returns this rank's torch.device.
 
-    device: "auto" is a GPU if there is one; unless the device has a number, ranks go round the GPUs. The backend is NCCL if
+    device: "auto" is a GPU if there is one; unless the device has a number, ranks cycle over the GPUs. The backend is NCCL if
     every rank has a GPU of its own, gloo otherwise. group: False for ranks that work independently.
     """
     if device == "auto":
@@ -160,7 +160,7 @@ def sum_over_ranks(tensor):
 
 
 def write(path, content):
-    """Writes bytes or text beside `path` and renames: the file is the old one or the new one, never half of one."""
+    """Writes bytes or text to a file beside `path` and renames it, so that `path` is always complete, old or new."""
     beside = f"{path}.{os.getpid()}.tmp"
     try:
         with open(beside, "wb") as file:
@@ -284,7 +284,7 @@ class Run:
         return os.path.join(self.folder, name)
 
     def begin(self):
-        """Writes config.json, once all flags have proved right: a mistake must not claim the folder."""
+        """Writes config.json after all flags have been checked, so that a mistake does not claim the folder."""
         if rank() == 0 and not os.path.exists(self.path("config.json")):
             write(self.path("config.json"), json.dumps(self.config, indent=1))
 
@@ -307,7 +307,7 @@ class Run:
         return len(self.history) + 1
 
     def epoch_done(self, epochs, images, metrics):
-        """Records an epoch over so many images. Rank 0 saves first and prints then, since stdout may be closed or full."""
+        """Records an epoch over so many images. Rank 0 saves before it prints, since stdout may be closed or full."""
         seconds = time.perf_counter() - self.clock
         self.seconds += seconds
         epoch = len(self.history) + 1
@@ -330,7 +330,7 @@ class Run:
             write(self.path(name), "".join(json.dumps(line) + "\n" for line in lines))
 
     def save_supernet(self, net, facts):
-        """Writes supernet.pt. facts: what later stages need not be told: space, channels, cells, loss, data, procedure, ..."""
+        """Writes supernet.pt. facts: what later stages read from it: space, channels, cells, loss, data, procedure, ..."""
         if rank() == 0:
             facts = {"kind": "super-net", **facts, "num_classes": net.classifier.out_features}
             save(self.path("supernet.pt"), {**facts, "net": net.state_dict()})

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .losses import fit_classifier
+from .losses import match_classifier
 from .runtime import all_finite
 
 SPACES = ("nats", "darts", "resnet32")
@@ -65,7 +65,7 @@ def supernet_from(checkpoint):
     """The super-net in a checkpoint of train_supernet.py or adapt.py. ValueError if weights do not fit or are not finite."""
     try:
         net = supernet(*(checkpoint[key] for key in ("space", "num_classes", "channels", "cells")))
-        fit_classifier(net, checkpoint["loss"])
+        match_classifier(net, checkpoint["loss"])
         net.load_state_dict(checkpoint["net"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ValueError(f"its weights do not fit the super-net that it names: {str(error).splitlines()[0]}") from None
@@ -75,7 +75,7 @@ def supernet_from(checkpoint):
 
 
 def parameters(net):
-    """Number of learned values of a network: of a sub-net, its parameter count."""
+    """Number of learned parameters of a network."""
     return sum(p.numel() for p in net.parameters())
 
 

@@ -174,7 +174,7 @@ def step_of_ranks(out, loss):
     """One step of a super-net on 37 images, which two ranks share unevenly; saves the gradient and the metrics of this rank."""
     runtime.setup("cpu", 0)
     net = network()
-    losses.fit_classifier(net, loss)
+    losses.match_classifier(net, loss)
     for module in list(net.modules()):  # a batch norm over a rank's share is not that over the whole batch
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm2d):

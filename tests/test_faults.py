@@ -202,7 +202,7 @@ def test_a_super_net_of_fewer_classes_than_the_data_is_refused(supernet, images,
         shutil.copytree(more / split / "class0", more / split / "class9")
     good = runtime.load_checkpoint(supernet, "super-net")
     runtime.save(tmp_path / "odd.pt", {**good, "data": {**good["data"], "dataset": str(more)}})
-    assert "knows 4 classes" in refused("search", "--supernet", tmp_path / "odd.pt", "--out", tmp_path / "q")
+    assert "has 4 classes" in refused("search", "--supernet", tmp_path / "odd.pt", "--out", tmp_path / "q")
 
 
 # Numbers

@@ -39,7 +39,7 @@ def test_the_snippet_runs():
 
 
 def test_the_snippet_uses_every_file_that_is_said_to_stand_alone():
-    assert set(LIFTED) == set(re.findall(r"`(\w+)\.py`", README.split("## Which file to lift")[1].split("```")[0]))
+    assert set(LIFTED) == set(re.findall(r"`(\w+)\.py`", README.split("## Files to copy")[1].split("```")[0]))
     assert all(f"{name}." in SNIPPET for name in LIFTED)
 
 
