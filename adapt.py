@@ -5,7 +5,8 @@
 
 P0 changes nothing: the source's super-net is searched, on the source. P1 freezes the backbone and trains a new linear
 classifier, re-weighted from the first epoch (Eq. 4). P2 trains backbone and new classifier and re-weights late (Eq. 5).
-Products: supernet.pt, result.json. Paper, CIFAR-10 -> 100x CIFAR-100: sub-nets of P0, P1, P2 reach 40.83, 41.93, 41.86 % (Table 3a); P1 took 2000 s on a V100.
+Products: supernet.pt, result.json. Paper, CIFAR-10 -> 100x CIFAR-100: sub-nets of P0, P1, P2 reach 40.83, 41.93, 41.86 %
+(Table 3a), and P1 took 2000 s on a V100.
 """
 
 from functools import partial
