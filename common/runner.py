@@ -1,4 +1,4 @@
-"""Runs a plan of commands that need each other's products, several at a time. A plan is {name: Stage}.
+"""Runs a plan, {name: Stage}: commands that need each other's products, several at a time.
 
 A stage is a command of this repo with a run folder of its own, `OUT/<name>`. It is done when the folder's config.json has the
 same command and its result.json is there.
@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Stage(NamedTuple):
-    command: list  # a script and its flags
-    needs: list = ()  # names of the stages whose products it reads
-    seed: int = 0
-    work: list = ()  # of (benchmark, kind of step, images)
+    command: list  # a script, its flags, and last --out and what else does not change the result
+    needs: list  # names of the stages whose products it reads
+    seed: int
+    work: dict  # {kind of step: images}
 
 
 def text(command):
@@ -31,11 +31,10 @@ def text(command):
 
 
 def identity(command):
-    """The words of a command without where it runs: no device, no data root, and of a product's path only stage and file."""
-    words, where = shlex.split(command), ("--device", "--data-root", "--out")
-    kept = [word for i, word in enumerate(words) if word not in where and words[i - 1] not in where]
+    """The words of a command up to --out. Of a path to another stage's product only the stage and the file count."""
+    words = shlex.split(command)
     products = ("supernet.pt", "result.json")
-    return [os.path.join(*Path(word).parts[-2:]) if word.endswith(products) else word for word in kept]
+    return [os.path.join(*Path(w).parts[-2:]) if w.endswith(products) else w for w in words[: words.index("--out")]]
 
 
 def record(plan, out, name):
@@ -49,85 +48,65 @@ def record(plan, out, name):
     return None
 
 
-def in_order(plan):
-    """Names, each after what it needs, and seed after seed, so that one seed is complete before the next begins."""
-    order = graphlib.TopologicalSorter({name: stage.needs for name, stage in plan.items()}).static_order()
-    return sorted(order, key=lambda name: plan[name].seed)
-
-
 def shard(plan, part, parts):
-    """The part-th of so many parts, which need nothing of each other: connected stages stay together.
-
-    Groups of connected stages are dealt out by the images they train on or score, the largest first, to the lightest part.
-    """
-    group = {name: {name} for name in plan}
+    """The part-th of so many parts. Stages that are connected by needs stay together; the largest group is dealt first."""
+    groups, loads, chosen = [], [0] * parts, set()
     for name, stage in plan.items():
-        for need in stage.needs:
-            if group[need] is not group[name]:
-                joined = group[need] | group[name]
-                group.update(dict.fromkeys(joined, joined))
-    weights = {min(names): sum(n for name in names for *_, n in plan[name].work) for names in group.values()}
-    loads, dealt = [0] * parts, {}
-    for first in sorted(weights, key=lambda first: (-weights[first], first)):
-        dealt[first] = loads.index(min(loads))
-        loads[dealt[first]] += weights[first]
-    return {name: stage for name, stage in plan.items() if dealt[min(group[name])] == part - 1}
+        joined = [group for group in groups if not group.isdisjoint(stage.needs)]
+        groups = [group for group in groups if group not in joined] + [{name}.union(*joined)]
+
+    def images(group):
+        return sum(n for name in group for n in plan[name].work.values())
+
+    for group in sorted(groups, key=images, reverse=True):
+        lightest = loads.index(min(loads))
+        loads[lightest] += images(group)
+        if lightest == part - 1:
+            chosen |= group
+    return {name: stage for name, stage in plan.items() if name in chosen}
 
 
 def run(plan, out, workers):
-    """Runs what is not done, one stage per worker at a time. Returns {name: why} of stages that failed or lack a need.
+    """Runs what is not done, one stage per worker at a time. Returns {name: reason} of what is still missing.
 
     workers: the environment variables of each. What a stage prints goes to `OUT/<name>.log`.
     """
-    order = graphlib.TopologicalSorter({name: stage.needs for name, stage in plan.items()})
+    missing = {name: "not run: it needs a run that failed" for name in plan if not record(plan, out, name)}
+    order = graphlib.TopologicalSorter({name: [need for need in plan[name].needs if need in missing] for name in missing})
     order.prepare()
-    ready, free, running, failed = [], list(workers), {}, {}
+    print(f"{len(plan) - len(missing)} of {len(plan)} runs are already finished", flush=True)
+    ready, free, running = [], list(workers), {}
     with concurrent.futures.ThreadPoolExecutor(len(workers)) as pool:
         try:
-            while order.is_active():
-                while names := order.get_ready():
-                    for name in names:
-                        lost = next((need for need in plan[name].needs if need in failed), None)
-                        if lost:
-                            failed[name] = f"not run: it needs {lost}"
-                        elif not record(plan, out, name):
-                            ready.append(name)
-                            continue
-                        print(f"[{name}] {failed.get(name, 'already finished')}", flush=True)
-                        order.done(name)
-                ready.sort(key=lambda name: plan[name].seed)
+            while True:
+                ready = sorted([*ready, *order.get_ready()], key=lambda name: plan[name].seed)
                 while ready and free:
                     name, worker = ready.pop(0), free.pop()
                     print(f"[{name}] {text(plan[name].command)}", flush=True)
                     process = start(plan[name].command, os.path.join(out, f"{name}.log"), worker)
                     running[pool.submit(process.wait)] = name, process, worker
+                if not running:
+                    return missing
                 for ended in concurrent.futures.wait(running, return_when="FIRST_COMPLETED").done:
                     name, _, worker = running.pop(ended)
                     free.append(worker)
-                    order.done(name)
-                    if not record(plan, out, name):
-                        failed[name] = reason(ended.result(), os.path.join(out, f"{name}.log"))
-                    print(f"[{name}] {failed.get(name, 'finished')}", flush=True)
+                    if record(plan, out, name):
+                        del missing[name]
+                        order.done(name)  # without this, what needs it never gets ready
+                    else:
+                        log = Path(out, f"{name}.log")
+                        last_line = log.read_text(errors="replace").strip().rpartition("\n")[2]
+                        missing[name] = f"exit status {ended.result()}: {last_line} (see {log})"
+                    print(f"[{name}] {missing.get(name, 'finished')}", flush=True)
         finally:
             for _, process, _ in running.values():
                 process.terminate()
-    return failed
 
 
 def start(command, log, environment):
-    """A process that is ended with this one, however that ends. Linux ties it to the thread that starts it: call this in
-    the main thread."""
-    script, *argv = command
+    """A process that ends with this one. Linux ties it to the thread that starts it: call this in the main thread."""
     with open(log, "a") as file:
         return subprocess.Popen(
-            [sys.executable, os.path.join(ROOT, script), *argv], env={**os.environ, **environment},
+            [sys.executable, os.path.join(ROOT, command[0]), *command[1:]], env={**os.environ, **environment},
             stdout=file, stderr=subprocess.STDOUT, preexec_fn=runtime.end_with_parent,
         )  # fmt: skip
-
-
-def reason(status, log):
-    if status == 0:
-        return "failed: its folder holds a run of another command"
-    lines = Path(log).read_text(errors="replace").split("\n")
-    last = next((line for line in reversed(lines) if line.strip()), "")
-    return f"failed with exit status {status}: {last} (see {log})"

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from common.plan import TABLES, make_plan
-from conftest import ROOT, command, stage
+from conftest import ROOT, command, refused, stage
 
 import reproduce
 from common import darts, paper, runner, runtime, spaces
+from common.plan import TABLES, make_plan
 
 NATS = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
 STUB = Path(__file__).with_name("stub_stage.py")
@@ -36,58 +36,43 @@ def parsed(words):
 # The plan
 
 
-@pytest.mark.parametrize(
-    ("table", "runs"),
-    [
-        ("1", 4 * 2),
-        ("3a", (1 + 3 * 4) + (1 + 3 * 4) + 4 * 4),  # super-nets (P0 has one), searches, sub-nets; four ratios
-        ("3b", (1 + 3 * 4) + (1 + 3 * 4) + 4 * 4),
-        ("4", (1 + 6 * 3) + (1 + 6 * 3) + 7 * 3),  # P2 four times; three ratios
-        ("5", 3 * 2 * 3),
-        ("6", (1 + 3 * 2) + (1 + 3 * 2) + 4 * 2),
-        ("fig1", 6),
-        ("fig2", 4),
-        ("baselines", 4 * 2),
-    ],
-)
-def test_a_table_has_as_many_runs_as_the_paper_says(table, runs):
-    assert len(plan_of(table)) == 3 * runs
-
-
-def test_what_tables_share_is_run_once():
-    commands = [shlex.join(stage.command) for stage in plan_of().values()]
-    assert len(set(commands)) == len(commands) == 402
-    assert plan_of("6").keys() < plan_of("3a").keys() and plan_of("3a", "6").keys() == plan_of("3a").keys()
+def test_the_tables_have_as_many_runs_as_the_paper_says_and_share_them():
+    transfer = 1 + 3 * 4 + 1 + 3 * 4 + 4 * 4  # super-nets (P0 has one), searches, sub-nets; four ratios
+    runs = {"1": 8, "3a": transfer, "3b": transfer, "4": 59, "5": 18, "6": 22, "fig1": 6, "fig2": 4, "baselines": 8}
+    assert {table: len(plan_of(table)) for table in TABLES} == {table: 3 * n for table, n in runs.items()}
+    assert len({shlex.join(stage.command) for stage in plan_of().values()}) == len(plan_of()) == 402
+    assert plan_of("6").keys() < plan_of("--seeds", 3, "3a").keys()
     assert len(plan_of("3a", "4")) == len(plan_of("3a")) + 3 * 9 * 3  # three other P2 at three ratios
 
 
 def test_every_command_is_the_papers_setting():
     seen = set()
-    for planned in plan_of(*TABLES).values():
-        script, args = planned.command[0], parsed(planned.command)
-        schedule = (args.epochs, args.lr, args.milestones, args.reweight_from) if script != "search.py" else None
+    for script, *argv in (planned.command for planned in plan_of(*TABLES).values()):
+        args = parsed([script, *argv])
+        assert getattr(args, "val_per_class", 0) == 0
+        if script == "search.py":
+            assert (args.generations, args.population, args.crossovers, args.mutations) == (20, 50, 25, 25)
+            continue
+        schedule = args.epochs, args.lr, args.milestones, args.reweight_from
         if script == "train_supernet.py":
             assert schedule == (600, 0.1, [400, 500], 400)
             seen.add((script, args.dataset, args.imbalance, args.loss))
         elif script == "adapt.py":
             assert schedule == (200, 0.01, [100], 1 if args.procedure == "P1" else 100)
-            seen.add((script, args.procedure, args.dataset, args.imbalance, args.backbone_epochs))
-        elif script == "search.py":
-            assert (args.generations, args.population, args.crossovers, args.mutations) == (20, 50, 25, 25)
+            seen.add((args.procedure, args.dataset, args.imbalance, args.backbone_epochs))
         else:
             assert schedule == (200, 0.1, [160, 180], 160)
             seen.add(
-                (script, args.dataset, args.imbalance, args.loss) if script == "retrain.py" else (script, *args.datasets[0])
+                (script, *(args.datasets if script == "rank_transfer.py" else [(args.dataset, args.imbalance)]), args.loss)
             )
-        assert getattr(args, "val_per_class", 0) == 0
     expected = {("train_supernet.py", "cifar100", r, "CE") for r in (100, 200, 400)}
     for dataset, ratios in (("cifar100", (50, 100, 200, 400)), ("cifar10", (100, 200, 400, 800))):
         expected |= {("train_supernet.py", dataset, r, "CE-DRW") for r in (1, *ratios)}
-        expected |= {("adapt.py", p, dataset, r, e) for r in ratios for p, e in (("P1", 0), ("P2", 200))}
-        expected |= {("retrain.py", dataset, r, "CE-DRW") for r in (1, *ratios)}
-        expected |= {("retrain.py", dataset, 100, loss) for loss in ("CE", "BS", "LDAM-DRW")}  # ResNet-32
-        expected |= {("rank_transfer.py", dataset, r) for r in (1, 50, 100)}
-    expected |= {("adapt.py", "P2", "cifar100", r, e) for r in (100, 200, 400) for e in (50, 100, 150)}
+        expected |= {(p, dataset, r, e) for r in ratios for p, e in (("P1", 0), ("P2", 200))}
+        expected |= {("retrain.py", (dataset, r), "CE-DRW") for r in (1, *ratios)}
+        expected |= {("retrain.py", (dataset, 100), loss) for loss in ("CE", "BS", "LDAM-DRW")}  # ResNet-32
+        expected |= {("rank_transfer.py", (dataset, r), "CE-DRW") for r in (1, 50, 100)}
+    expected |= {("P2", "cifar100", r, e) for r in (100, 200, 400) for e in (50, 100, 150)}
     assert seen == expected
 
 
@@ -110,7 +95,7 @@ def test_the_papers_tables_agree_where_they_share_a_run():
 @pytest.mark.parametrize(("name", "classes", "mmacs"), [("A1", 10, 410), ("A2", 10, 407), ("A3", 100, 400), ("A4", 100, 179)])
 def test_the_architectures_have_the_multiply_accumulates_of_table_1(name, classes, mmacs):
     net = darts.Network(classes, paper.CHANNELS[name], 20, darts.from_string(paper.ARCHITECTURES[name]))
-    assert spaces.macs_counter(net)() / 1e6 == pytest.approx(mmacs, rel=0.01) and paper.MMACS[name] == mmacs
+    assert spaces.macs_counter(net)() / 1e6 == pytest.approx(mmacs, rel=0.01)
 
 
 @pytest.mark.parametrize("parts", (1, 4, 9))
@@ -124,90 +109,81 @@ def test_shards_are_disjoint_complete_and_closed_under_needs(parts):
 
 def test_needs_come_first_and_seeds_one_after_the_other():
     plan = plan_of("4", "fig1")
-    order = runner.in_order(plan)
-    place = {name: i for i, name in enumerate(order)}
-    assert all(place[need] < place[name] for name in order for need in plan[name].needs)
-    assert [plan[name].seed for name in order] == sorted(plan[name].seed for name in order)
+    place = {name: i for i, name in enumerate(plan)}
+    assert all(place[need] < place[name] for name, stage in plan.items() for need in stage.needs)
+    assert [stage.seed for stage in plan.values()] == sorted(stage.seed for stage in plan.values())
 
 
 # Running
 
 
-@pytest.fixture
-def stubs(tmp_path, monkeypatch):
-    """A function from {stage: (what it does, what it needs)} to a plan of stages that only pretend to work."""
-    monkeypatch.chdir(tmp_path)
-
-    def make(stages):
-        return {name: runner.Stage([str(STUB), how, "--out", f"runs/{name}"], needs) for name, (how, needs) in stages.items()}
-
-    Path("runs").mkdir()
-    return make
+def stub(how, needs=(), name="a"):
+    return runner.Stage([str(STUB), how, "--out", f"runs/{name}"], needs, 0, {})
 
 
-def run(plan, workers=2):
-    return runner.run(plan, "runs", [{}] * workers)
+def run(stages, workers=2):
+    """Runs stages, {name: (what it does, what it needs)}, that only pretend to work."""
+    return runner.run({name: stub(*stage, name) for name, stage in stages.items()}, "runs", [{}] * workers)
 
 
 def ran():
     return Path("runs/ran").read_text().split()
 
 
-def test_a_failure_stops_what_needs_it_and_nothing_else(stubs, capsys):
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+
+
+def test_a_failure_stops_what_needs_it_and_nothing_else(runs, capsys):
     stages = {"a": ("ok", []), "b": ("fail", []), "c": ("ok", ["a"]), "d": ("ok", ["b"]), "e": ("ok", ["d"])}
-    failed = run(stubs(stages))
-    assert failed.keys() == {"b", "d", "e"} and sorted(ran()) == ["a", "b", "c"]
-    assert failed["b"] == "failed with exit status 3: error: no such luck (see runs/b.log)" and "needs b" in failed["d"]
-    assert "[e] not run" in capsys.readouterr().out
-    assert not run(stubs({**stages, "b": ("ok", [])}))
+    missing = run(stages)
+    assert missing.keys() == {"b", "d", "e"} and sorted(ran()) == ["a", "b", "c"]
+    assert missing["b"] == "exit status 3: error: no such luck (see runs/b.log)" and "not run" in missing["e"]
+    assert not run({**stages, "b": ("ok", [])})
     assert sorted(ran()[3:]) == ["b", "d", "e"]  # and nothing that was done before
 
 
-def test_needs_run_before_what_needs_them_and_workers_at_the_same_time(stubs):
-    begun = time.monotonic()
-    assert not run(stubs({"c": ("slow", ["a", "b"]), "a": ("slow", []), "b": ("slow", [])}))
-    assert ran()[-1] == "c" and time.monotonic() - begun < 2.7  # 3 s one after the other
+def test_needs_run_before_what_needs_them_and_workers_at_the_same_time(runs):
+    """`meet` waits until two stages have begun."""
+    assert not run({"c": ("ok", ["a", "b"]), "a": ("meet", []), "b": ("meet", [])})
+    assert ran()[-1] == "c"
 
 
-def test_done_is_the_same_command_wherever_it_ran(stubs):
-    plan = stubs({"a": ("ok", [])})
-    run(plan)
-    assert runner.record(plan, "runs", "a")
-    elsewhere = {"a": runner.Stage([*plan["a"].command, "--device", "cuda", "--data-root", "x"])}
-    assert runner.record(elsewhere, "runs", "a") and not runner.record(stubs({"a": ("slow", [])}), "runs", "a")
+def test_done_is_the_same_command_wherever_it_ran(runs):
+    run({"a": ("ok", [])})
+    same, other = stub("ok"), stub("hang")
+    elsewhere = same._replace(command=[*same.command, "--device", "cuda", "--data-root", "x"])
     Path("runs").rename("moved")
-    assert runner.record(plan, "moved", "a")
+    assert runner.record({"a": same}, "moved", "a") and runner.record({"a": elsewhere}, "moved", "a")
+    assert not runner.record({"a": other}, "moved", "a")
     Path("moved/a/result.json").write_text('{"cut')
-    assert not runner.record(plan, "moved", "a")
+    assert not runner.record({"a": same}, "moved", "a")
 
 
-def test_a_folder_of_another_command_is_a_failure(stubs):
-    run(stubs({"a": ("ok", [])}))
-    assert "another command" in run(stubs({"a": ("exit", [])}))["a"]
-
-
-@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM, signal.SIGKILL))
-def test_a_runner_takes_its_stages_with_it_and_the_next_runs_what_is_missing(number, stubs, tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_runner_takes_its_stages_with_it_and_the_next_runs_what_is_missing(number, status, runs):
     stages = {"a": ("ok", []), "b": ("hang", ["a"]), "c": ("ok", ["b"])}
     script = f"import sys; sys.path[:0] = ['{ROOT}', '{ROOT}/tests']; import test_reproduce as t; t.as_a_command({stages!r})"
     process = subprocess.Popen([sys.executable, "-c", script])
-    while not Path("runs/b.log").exists() or not Path("runs/b.log").read_text():
+    log = Path("runs/b.log")
+    while not (log.exists() and log.read_text()):
         time.sleep(0.01)
     process.send_signal(number)
-    assert process.wait(timeout=20) == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
-    stage_of_b = int(Path("runs/b.log").read_text())
+    assert process.wait(timeout=20) == status
+    state = Path(f"/proc/{log.read_text().strip()}/stat")
     for _ in range(200):
-        if not Path(f"/proc/{stage_of_b}").exists() or "Z" in Path(f"/proc/{stage_of_b}/stat").read_text():
+        if not state.exists() or "Z" in state.read_text():
             break
         time.sleep(0.02)
     else:
         pytest.fail("the stage lives on")
-    assert not run(stubs({**stages, "b": ("ok", ["a"])})) and ran() == ["a", "b", "b", "c"]
+    assert not run({**stages, "b": ("ok", ["a"])}) and ran() == ["a", "b", "b", "c"]
 
 
 def as_a_command(stages):
-    plan = {name: runner.Stage([str(STUB), how, "--out", f"runs/{name}"], needs) for name, (how, needs) in stages.items()}
-    runtime.launch(lambda: None, lambda args: run(plan))
+    runtime.launch(lambda: None, lambda args: run(stages))
 
 
 def test_runs_side_by_side_go_round_the_gpus_and_share_the_cores(monkeypatch):
@@ -223,7 +199,7 @@ def test_runs_side_by_side_go_round_the_gpus_and_share_the_cores(monkeypatch):
 
 def finish(plan, out, name, result):
     Path(out, name).mkdir(parents=True)
-    config = {"command": runner.text(plan[name].command), "commit": "abc", "torch": "2", "device": "cpu: x"}
+    config = {"command": runner.text(plan[name].command), "commit": "abc"}
     for file, contents in (("config.json", config), ("result.json", result)):
         Path(out, name, file).write_text(json.dumps(contents))
 
@@ -231,24 +207,22 @@ def finish(plan, out, name, result):
 def test_a_report_has_the_papers_numbers_ours_and_nothing_guessed(tmp_path, capsys):
     argv = ["report", "3a", "3b", "6", "fig2", "--out", str(tmp_path)]
     plan, _ = make_plan(reproduce.parse_args(argv))
-    accuracy = {"all": 40.0, "many": 60.0, "medium": None, "few": 12.5}
-    for seed, change in ((0, 0), (2, 3)):
+    for seed, accuracy in ((0, 40.0), (2, 43.0)):
         for p in ("P1", "P2"):
-            result = {"arch": "the same", "accuracy": {**accuracy, "all": 40.0 + change}}
+            result = {"arch": "the same", "accuracy": {"all": accuracy, "many": 60.0, "medium": None, "few": 12.5}}
             finish(plan, tmp_path, f"retrain_{p}_cifar10_cifar100_100x_s{seed}_on_cifar100_100x", result)
-    for p, seconds in (("P1", 50.0), ("P2", 150.0)):
-        finish(plan, tmp_path, f"{p}_cifar10_cifar100_100x_s1", {"seconds": seconds})
+    finish(plan, tmp_path, "P1_cifar10_cifar100_100x_s1", {"seconds": 50.0})
     stage("reproduce", *argv)
     text = (tmp_path / "report.md").read_text()
     assert text.strip() == capsys.readouterr().out.strip()
     assert "| P0 | [45.80] | [40.83] |" in text and "| P1 | [45.06] | 41.50 ± 2.12 (2) [41.93] |" in text
     assert "60.00 ± 0.00 (2) [65.2] | [41.6] | 12.50 ± 0.00 (2) [15.0]" in text  # medium: None in both results
-    assert "not legible" in text and "| P1 | 50.00 (1) [2000] |" in text and "P2 3.00 [2]" in text
-    assert "100x, seed 2: P1 = P2" in text and "6 of " in text and "commit: abc" in text
+    assert "not legible" in text and "| P1 | 50.00 [2000] |" in text
+    assert "100x, seed 2: P1 = P2" in text and "5 of " in text and "commit: abc" in text
     assert "Not the paper's setting" not in text
     rows = json.loads((tmp_path / "report.json").read_text())["tables"]["fig2"]
     assert rows[0] == {"row": "P1", "column": "100x", "paper": "2000", "ours": [50.0]}
-    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 6
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 5
 
 
 def test_a_report_says_what_is_not_the_papers(tmp_path, capsys):
@@ -259,64 +233,54 @@ def test_a_report_says_what_is_not_the_papers(tmp_path, capsys):
 def test_figure_1_is_the_tau_of_the_stages_accuracies(tmp_path, capsys):
     argv = ["report", "fig1", "--seeds", "1", "--out", str(tmp_path)]
     plan, _ = make_plan(reproduce.parse_args(argv))
-    archs = [f"|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|{op}~2|" for op in ("none", "skip_connect", "nor_conv_1x1")]
-    for dataset, ratio, ranks in (("cifar10", 1, (1, 2, 3)), ("cifar100", 100, (1, 3, 2))):
-        finish(plan, tmp_path, f"rank_{dataset}_{ratio}x_s0", {})
-        lines = [{"method": "stand-alone", "arch": arch, "dataset": dataset, "imbalance": ratio, "seed": 0, "accuracy": 50 + r}
-                 for arch, r in zip(archs, ranks, strict=True)]  # fmt: skip
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (tmp_path / f"rank_{dataset}_{ratio}x_s0" / "accuracies.jsonl").write_text(text)
+    for dataset, ratio, accuracies in (("cifar10", 1, (1, 2, 3)), ("cifar100", 100, (1, 3, 2))):
+        name, entry = f"rank_{dataset}_{ratio}x_s0", {"dataset": dataset, "imbalance": ratio, "seed": 0}
+        finish(plan, tmp_path, name, {})
+        lines = [json.dumps({**entry, "arch": arch, "accuracy": a}) for arch, a in zip("abc", accuracies, strict=True)]
+        (tmp_path / name / "accuracies.jsonl").write_text("\n".join(lines))
     stage("reproduce", *argv)
     assert json.loads((tmp_path / "report.json").read_text())["tables"]["fig1"]["tau"][0][1] == pytest.approx(1 / 3)
 
 
 def test_the_cost_of_a_plan(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(reproduce, "measured", lambda args, benchmark, kinds: dict.fromkeys(kinds, 1000.0))
+    monkeypatch.setattr(reproduce, "speed", lambda step, args: 1000.0)
     argv = ["--scale", "small", "--seeds", 1, "--ratios", 100, "--source", "synthetic10", "--target", "synthetic100"]
     stage("reproduce", "cost", "3a", "fig2", *argv, "--out", tmp_path)
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
-    cells = {line[0]: line[1:] for line in lines if line}
+    *steps, total = capsys.readouterr().out.splitlines()
+    million = {step[:25].strip(): float(step[25:].split()[0]) for step in steps}
     target = sum(int(480 * 0.01 ** (c / 99)) for c in range(100))  # 20 images a class are held out
-    expected = {"super-net step": 6 * 48000 + (6 + 18) * target, "P1 step": 6 * target, "scoring": 4 * 48 * 3000,
+    expected = {"super-net step": 6 * 48000 + (6 + 18) * target, "P1 step": 6 * target, "scoring": 4 * 12 * 4 * 3000,
                 "sub-net step": 4 * 8 * target}  # fmt: skip
-    for kind, images in expected.items():
-        assert [float(cell.replace(",", "")) for cell in cells[kind]] == pytest.approx(
-            [images / 1e6, 1000, images / 3.6e6], abs=0.006
-        )
-    assert float(cells["13 runs, one at a time"][-1]) > 0
+    assert million == {kind: pytest.approx(images / 1e6, abs=0.006) for kind, images in expected.items()}
+    hours = sum(expected.values()) / 1000 / 3600
+    assert total.startswith("12 runs") and float(total.split()[-2]) == pytest.approx(hours, abs=0.006)
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["list", "3c"], "unknown table '3c'"),
-        (["run", "--shard", "3/2"], "takes I/N with I from 1 to N, not '3/2'"),
+        (["run", "--shard", "3/2"], "invalid shard value: '3/2'"),
         (["run", "--seeds", "0"], "--seeds: must be at least 1"),
-        (["run", "--gpus", "0,,1"], "takes different numbers"),
-        (["list", "--source", "nowhere"], "unknown dataset 'nowhere'"),
-        (["list", "--scale", "small", "--val-images", "600000"], "cannot hold out"),
-        (
-            ["list", "6", "--ratios", "1", "--source", "cifar10", "--target", "cifar10", "--source-epochs", "1"],
-            "two different runs",
-        ),
+        (["list", "--source", "nowhere"], "nowhere"),
+        (["list", "6", "--ratios", "1", "--target", "cifar10", "--source-epochs", "1"], "two different runs"),
     ],
 )
-def test_a_mistake_is_one_line(argv, message, tmp_path, capsys):
-    with pytest.raises((runtime.UserError, SystemExit)) as mistake:
-        stage("reproduce", *argv, "--out", tmp_path / "r")
-    assert message in str(mistake.value) + capsys.readouterr().err
+def test_a_mistake_is_one_line(argv, message, tmp_path):
+    assert message in refused("reproduce", *argv, "--out", tmp_path / "r")
 
 
 # The whole
 
 
-def test_quick_runs_resumes_and_reports(images, tmp_path):
+def test_quick_runs_resumes_and_reports(images, tmp_path, capsys):
     argv = ["--source", images, "--target", images, "--ratios", 5, "--channels", 4, "--source-epochs", 1, "--adapt-epochs", 1,
-            "--target-epochs", 1, "--subnet-epochs", 1, "--warmup", 0, "--generations", 1, "--population", 2,
+            "--target-epochs", 1, "--subnet-epochs", 1, "--reweight-from", 1, "--generations", 1, "--population", 2,
             "--val-images", 12, "--out", tmp_path / "quick"]  # fmt: skip
     done = command("reproduce.py", "quick", *argv)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("| P")]
     assert rows == ["P0", "P1", "P2", "P3", "P1", "P2", "P3"]  # Table 6, Figure 2
-    again = command("reproduce.py", "quick", *argv)
-    assert again.stdout.count("already finished") == 12 and again.stdout.endswith(done.stdout[done.stdout.index("# ") :])
+    stage("reproduce", "quick", *argv)
+    again = capsys.readouterr().out
+    assert again.startswith("12 of 12 runs are already finished") and again.endswith(done.stdout[done.stdout.index("# ") :])

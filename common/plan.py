@@ -1,0 +1,174 @@
+"""The paper's runs as a plan, and the tables that they fill.
+
+A stage is named after what it computes, so a run that several tables need is in the plan once.
+"""
+
+import math
+import os
+from functools import cache, partial
+from itertools import product
+
+from . import data, paper
+from .report import Cell
+from .runner import Stage
+from .runtime import UserError
+
+FIGURE_1_ARCH = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|none~1|nor_conv_3x3~2|"  # one of its 135
+
+class_sizes = cache(data.class_sizes)
+
+
+class Plan(dict):
+    """{name: Stage}. A method adds a stage and what it needs, and returns its name. args: the flags of reproduce.py."""
+
+    def __init__(self, args):
+        super().__init__()
+        self.args = args
+
+    def add(self, name, command, seed, work, needs=()):
+        where = given(out=os.path.join(self.args.out, name), device=self.args.device, data_root=self.args.data_root)
+        stage = Stage([str(word) for word in (*command, *where)], needs, seed, work)
+        if self.setdefault(name, stage).command != stage.command:
+            raise UserError(f"two different runs would be called '{name}': give --source and --target other names")
+        return name
+
+    def long_tailed(self, dataset, ratio):
+        """(flags, number of training images) of a dataset that is made long-tailed after the hold-out."""
+        sizes = class_sizes(dataset, "train")
+        held_out = math.ceil(self.args.val_images / len(sizes))
+        flags = given(dataset=dataset, imbalance=f"{ratio:g}", image_size=self.args.image_size, val_per_class=held_out)
+        return flags, sum(data.long_tail_counts([n - held_out for n in sizes], ratio))
+
+    def supernet(self, dataset, ratio, seed, epochs, loss=None):
+        """Eq. 3 on the source; Eq. 6 on the target (P3)."""
+        args, (flags, images) = self.args, self.long_tailed(dataset, ratio)
+        flags += given(space=args.space, channels=args.channels, cells=args.cells, loss=loss)
+        command = ["train_supernet.py", *flags, *given(epochs=epochs, warmup=args.warmup, seed=seed)]
+        name = f"supernet_{short(dataset, ratio)}{f'_{loss}' if loss else ''}_s{seed}"
+        return self.add(name, command, seed, {"super-net step": epochs * images})
+
+    def adapted(self, procedure, source, target, ratio, seed, backbone=None):
+        """Eq. 4 (P1) and Eq. 5 (P2); Table 4: P2 with a backbone that is frozen after `backbone` of 200 epochs."""
+        trained, epochs = self.supernet(source, 1, seed, self.args.source_epochs), self.args.adapt_epochs
+        flags, images = self.long_tailed(target, ratio)
+        full = 0 if procedure == "P1" else math.ceil((backbone or 200) * epochs / 200)  # epochs that train the backbone
+        command = ["adapt.py", "--procedure", procedure, "--supernet", os.path.join(self.args.out, trained, "supernet.pt")]
+        command += [*flags, *given(epochs=epochs, backbone_epochs=full if backbone else None, seed=seed)]
+        name = f"{procedure}{f'_backbone{backbone}' if backbone else ''}_{short(source)}_{short(target, ratio)}_s{seed}"
+        work = {"super-net step": full * images, "P1 step": (epochs - full) * images}
+        return self.add(name, command, seed, work, [trained])
+
+    def trained(self, row, source, target, ratio, seed):
+        """The super-net of a row of Tables 3 to 6 or Figure 2."""
+        if row == "P0":
+            return self.supernet(source, 1, seed, self.args.source_epochs)
+        if row in ("P3", "CE", "CE-DRW"):
+            return self.supernet(target, ratio, seed, self.args.target_epochs, "CE" if row == "CE" else None)
+        procedure, _, epochs = row.removesuffix("/200").partition(", ")
+        return self.adapted(procedure, source, target, ratio, seed, int(epochs) if epochs else None)
+
+    def subnet(self, row, source, target, ratio, seed):
+        """Searches the row's super-net, P0's on the source, and trains the best architecture on the target."""
+        args, half, supernet = self.args, self.args.population // 2, self.trained(row, source, target, ratio, seed)
+        searched = (source, 1) if row == "P0" else (target, ratio)
+        command = ["search.py", "--supernet", os.path.join(args.out, supernet, "supernet.pt")]
+        command += given(generations=args.generations, population=args.population, crossovers=half, mutations=half)
+        command += given(bn_images=args.bn_images, seed=seed)
+        images = args.val_images or sum(class_sizes(searched[0], "val"))
+        images += min(args.bn_images, self.long_tailed(*searched)[1])
+        work = {"scoring": args.generations * args.population * images}
+        search = self.add(f"search_{supernet}", command, seed, work, [supernet])
+        how = ["--arch", os.path.join(args.out, search, "result.json"), *given(channels=args.channels, cells=args.cells)]
+        return self.retrain(f"{supernet}_on_{short(target, ratio)}", how, target, ratio, seed, needs=[search])
+
+    def retrain(self, name, how, dataset, ratio, seed, step="sub-net step", needs=()):
+        """Trains an architecture from scratch. how: its flags."""
+        args, (flags, images) = self.args, self.long_tailed(dataset, ratio)
+        command = ["retrain.py", *how, *flags, *given(epochs=args.subnet_epochs, reweight_from=args.reweight_from)]
+        command += given(warmup=args.warmup, seed=seed)
+        return self.add(f"retrain_{name}", command, seed, {step: args.subnet_epochs * images}, needs)
+
+    def cells(self, numbers, columns, stage_of, places=(("accuracy", "all"),)):
+        """Yields the cells of a table. stage_of: (row, column, seed) -> stage; a column is a ratio or a dataset.
+
+        numbers: {column: {row: the paper's number, or a tuple with one of each place}}.
+        """
+        for column, row in product(columns, next(iter(numbers.values()))):
+            stages = [stage_of(row, column, seed) for seed in range(self.args.seeds)]
+            title = column if isinstance(column, str) else f"{column:g}x"
+            printed = None if self.args.scale == "quick" else numbers.get(column, {}).get(row)
+            printed = printed if isinstance(printed, tuple) else [printed] * len(places)
+            for place, number in zip(places, printed, strict=True):
+                yield Cell(row, f"{title} {place[-1]}" if len(places) > 1 else title, number, stages, place)
+
+
+def given(**values):
+    """Flags for the values that are not None: `given(val_per_class=3)` is --val-per-class 3."""
+    return [word for name, value in values.items() if value is not None for word in ("--" + name.replace("_", "-"), value)]
+
+
+def short(dataset, ratio=None):
+    """A dataset in a stage's name: cifar100_50x."""
+    return os.path.basename(os.path.normpath(dataset)) + ("" if ratio is None else f"_{ratio:g}x")
+
+
+# The tables and figures: each adds its stages to the plan and returns its cells
+
+
+def table_1(plan):
+    args = plan.args
+
+    def stage_of(row, ratio, seed):
+        dataset = args.source if row in ("A1", "A2") else args.target
+        shape = given(channels=(args.channels or 36) * paper.CHANNELS[row] // 36, cells=args.cells and 5)
+        how = ["--arch", paper.ARCHITECTURES[row], *shape]
+        return plan.retrain(f"{row}_on_{short(dataset, ratio)}_s{seed}", how, dataset, ratio, seed, "sub-net step of Table 1")
+
+    return plan.cells(paper.TABLE_1, (1, 100), stage_of)
+
+
+def transfer(plan, numbers, stage_of=Plan.subnet, backwards=False, **how):
+    """Tables 3 to 6 and Figure 2."""
+    pair = (plan.args.source, plan.args.target)[:: -1 if backwards else 1]
+    return plan.cells(numbers, plan.args.ratios or numbers, lambda row, *rest: stage_of(plan, row, *pair, *rest), **how)
+
+
+def figure_1(plan):
+    """No cells: Figure 1 is Kendall's tau between the accuracies that these stages write."""
+    args = plan.args
+    for seed, dataset, ratio in product(range(args.seeds), (args.source, args.target), (1, 50, 100)):
+        flags, images = plan.long_tailed(dataset, ratio)
+        command = ["rank_transfer.py", "--datasets", f"{dataset}:{ratio}", *flags[4:]]  # without --dataset and --imbalance
+        command += given(channels=args.channels, cells=args.cells, epochs=args.subnet_epochs, warmup=args.warmup, seeds=seed)
+        work = {"sub-net step of Figure 1": 135 * args.subnet_epochs * images}
+        plan.add(f"rank_{short(dataset, ratio)}_s{seed}", command, seed, work)
+    return ()
+
+
+def baselines(plan):
+    def stage_of(loss, dataset, seed):
+        how = ["--arch", "resnet32", "--loss", loss]
+        name = f"resnet32_{loss}_on_{short(dataset, 100)}_s{seed}"
+        return plan.retrain(name, how, dataset, 100, seed, "sub-net step of resnet32")
+
+    return plan.cells(paper.BASELINES, (plan.args.source, plan.args.target), stage_of)
+
+
+TABLES = {
+    "1": table_1,
+    "3a": partial(transfer, numbers=paper.TABLE_3A),
+    "3b": partial(transfer, numbers=paper.TABLE_3B, backwards=True),
+    "4": partial(transfer, numbers=paper.TABLE_4),
+    "5": partial(transfer, numbers=paper.TABLE_5),
+    "6": partial(transfer, numbers=paper.TABLE_6, places=[("accuracy", group) for group in paper.GROUPS]),
+    "fig1": figure_1,
+    "fig2": partial(transfer, numbers=paper.FIGURE_2, stage_of=Plan.trained, places=[("seconds",)]),
+    "baselines": baselines,
+}
+
+
+def make_plan(args):
+    """({name: Stage}, {table: its cells}). A stage comes after what it needs, and all of one seed before the next."""
+    plan = Plan(args)
+    tables = {table: list(TABLES[table](plan)) for table in args.tables}
+    return dict(sorted(plan.items(), key=lambda item: item[1].seed)), tables
