@@ -5,9 +5,10 @@
     python rank_transfer.py --supernet runs/p1/supernet.pt --out runs/rank_p1            # score them inside a super-net
     python rank_transfer.py --tabulate runs/rank/accuracies.jsonl runs/rank_p1/accuracies.jsonl --plot figure1.png
 
-The first three write accuracies.jsonl, one {method, arch, dataset, imbalance, seed, accuracy} a line; the same command again
-trains only what is missing. The last prints the tau matrix and writes tau.json to --out; it also reads a CSV with a header
-`arch,<setting>,...`. Paper: tau is high between balanced datasets and low across imbalance (Figure 1).
+The first three write accuracies.jsonl, one {method, arch, dataset, imbalance, seed, accuracy} a line; of trainings also the
+means over classes, {balanced, many, medium, few}. The same command again trains only what is missing. The last prints the tau
+matrix and writes tau.json to --out; it also reads a CSV with a header `arch,<setting>,...`. Paper: tau is high between
+balanced datasets and low across imbalance (Figure 1).
 """
 
 import argparse
@@ -16,64 +17,47 @@ import json
 import math
 import os
 import time
-from contextlib import contextmanager, suppress
-from datetime import timedelta
+from contextlib import suppress
 from functools import cache, partial
 from glob import glob
 
 import numpy as np
 import torch
 
-from common import data, drw, engine, fast, flags, losses, runtime, spaces, tables
+from common import data, drw, engine, fast, flags, losses, nats, runtime, spaces, tables
 
 UNIT = ("arch", "dataset", "imbalance", "seed")  # identifies one training
 PAPER = [(dataset, float(ratio)) for dataset in ("cifar10", "cifar100") for ratio in (1, 50, 100)]  # Figure 1
-USED = {  # the flags that --tabulate and --supernet use
-    "tabulate": {"tabulate", "plot", "top", "out"},
-    "supernet": {"supernet", "archs", "distinct", "bn_images", "method", "seeds", "out", "device", "data_root"},
-}
 
 
 def parse_args(argv=None):
     parser = runtime.Parser(__doc__)
     group = parser.add_argument_group("architectures")
-    group.add_argument(
-        "--archs", default="mmacs:149",
-        help="mmacs:M, all nats architectures of M million multiply-accumulates (rounded) in the paper's macro-network; "
-        "random:N; or a file with one architecture string a line (default mmacs:149, the 135 of Figure 1)",
-    )  # fmt: skip
-    group.add_argument("--space", choices=spaces.SPACES, default="nats", help="space of mmacs:M and random:N (default nats)")
+    text = "mmacs:M, all of nats with M million multiply-accumulates; random:N; or a file with one architecture a line"
+    group.add_argument("--archs", default="mmacs:149", help=text)
+    group.add_argument("--space", choices=spaces.SPACES, default="nats", help="search space of the architectures")
     group.add_argument("--distinct", action="store_true", help="nats: one architecture of each set that computes the same")
     flags.add_shape(group)
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--datasets", nargs="+", type=dataset_and_ratio, default=PAPER, metavar="DATASET:R",
-        help="datasets or folders, each with its imbalance (default cifar10 and cifar100, each with 1, 50 and 100)",
-    )  # fmt: skip
+    text = "datasets or folders, each with its imbalance (default: cifar10 and cifar100, each with 1, 50 and 100)"
+    group.add_argument("--datasets", nargs="+", type=dataset_and_ratio, metavar="DATASET:R", help=text)
     flags.add_draw(group)
     flags.add_training(parser, 0.1, 5, "200", "160 180, in proportion to --epochs", "160, in proportion to --epochs")
     flags.add_compile(parser)
-    group = parser.add_argument_group("super-net")
+    group = parser.add_argument_group("super-net, whose checkpoint replaces the flags of space, shape, data and training")
     group.add_argument("--supernet", help="supernet.pt to score the architectures in, on the images that search.py would use")
     flags.add_bn_images(group)
     group = parser.add_argument_group("tables")
-    group.add_argument(
-        "--method", help="name of these accuracies in tables (default: stand-alone, or the super-net's procedure)"
-    )
+    text = "name of these accuracies in tables (default: stand-alone, or the super-net's procedure)"
+    group.add_argument("--method", help=text)
     group.add_argument("--tabulate", nargs="+", metavar="FILE", help="accuracies.jsonl or CSV files to correlate")
     group.add_argument("--top", type=flags.positive_int, metavar="K", help="with --tabulate: best K found, and regret")
     group.add_argument("--plot", metavar="PNG", help="with --tabulate: heat map of the matrix (needs matplotlib)")
     flags.add_run(parser, out="runs/rank_transfer", seeds=True)
     args = parser.parse_args(argv)
-
-    use = "tabulate" if args.tabulate else "supernet" if args.supernet is not None else None
-    given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
-    unused = given - USED[use] if use else given & {"bn_images", "top", "plot"}
-    if unused:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(unused))
-        raise runtime.UserError(f"--{use} does not use {names}" if use else f"{names}: only with --tabulate or --supernet")
-    if use == "supernet" and len(args.seeds) > 1:
+    if args.supernet is not None and len(args.seeds) > 1:
         raise runtime.UserError("--supernet takes only one of --seeds: it chooses the BN images, as search.py's --seed does")
+    args.datasets = args.datasets or PAPER
     flags.fill_schedule(args, epochs=200, milestones=(160, 180), reweight_from=160)
     return args
 
@@ -89,63 +73,47 @@ def dataset_and_ratio(text):
 # Architectures
 
 
-def architectures(args, space_name=None):
-    """(name of the space, architectures) that --archs asks for. ValueError if there are none.
-
-    space_name: space of the super-net, if they are to be scored in one.
-    """
+def architectures(args, space):
+    """The architectures of a space that --archs asks for. ValueError if there are none."""
     kind, _, number = args.archs.partition(":")
-    if kind in ("mmacs", "random"):
-        space_name = space_name or args.space
-        archs = (of_mmacs if kind == "mmacs" else at_random)(space_name, number)
+    if kind == "mmacs" and number.isdecimal():
+        archs = of_mmacs(space, int(number))
+    elif kind == "random" and number.isdecimal():
+        archs = at_random(space, int(number))
     else:
         with open(args.archs) as file:
-            lines = [line.strip() for line in file if line.strip() and not line.startswith("#")]
-        if not lines:
-            raise ValueError(f"'{args.archs}' holds no architecture")
-        space_name = space_name or spaces.parse(lines[0])[0]
-        archs = list(dict.fromkeys(map(spaces.space(space_name).from_string, lines)))
-    functions = distinct(space_name, archs)
-    if args.distinct and functions is None:
-        raise ValueError(f"--distinct: the '{space_name}' space cannot tell which architectures compute the same")
-    runtime.print0(f"{len(archs)} architectures" + (f", {len(functions)} distinct functions" if functions else ""))
-    return space_name, functions if args.distinct else archs
+            archs = list(dict.fromkeys(space.from_string(line) for line in file if line.strip()))
+    if not archs:
+        raise ValueError(f"--archs {args.archs}: there is no such architecture")
+    return distinct(space, archs) if args.distinct else archs
 
 
-def of_mmacs(space_name, mmacs):
-    """All architectures whose MACs at the paper's width and depth, for 10 classes, round to so many millions."""
-    space = spaces.space(space_name)
-    if space_name != "nats" or not mmacs.isdecimal():
-        raise ValueError(f"--archs takes mmacs:M only for whole M and the 'nats' space, not mmacs:{mmacs} for '{space_name}'")
-    macs = spaces.macs_counter(spaces.supernet(space_name, 10, **space.DEFAULTS))
-    base = macs(space.LIGHTEST)
-    extra = [macs((gene, *space.LIGHTEST[1:])) - base for gene in range(space.CHOICES[0])]  # the same on all six edges
-    archs = itertools.product(*map(range, space.CHOICES))
-    found = [arch for arch in archs if round((base + sum(extra[gene] for gene in arch)) / 1e6) == int(mmacs)]
-    if not found:
-        raise ValueError(f"no architecture has {mmacs} M multiply-accumulates")
-    return found
+def of_mmacs(space, mmacs):
+    """All nats architectures whose MACs at the paper's width and depth, for 10 classes, round to so many millions."""
+    if space is not nats:
+        raise ValueError("--archs mmacs:M is only for the nats space")
+    macs = spaces.macs_counter(nats.Network(10, **nats.DEFAULTS))
+    # An operation costs the same on all six edges, each of which also carries a sixth of what all architectures share.
+    share = [macs((gene,) * 6) / 6 for gene in range(len(nats.OPERATIONS))]
+    archs = itertools.product(*map(range, nats.CHOICES))
+    return [arch for arch in archs if round(sum(share[gene] for gene in arch) / 1e6) == mmacs]
 
 
-def at_random(space_name, count):
-    """`count` different architectures, uniformly drawn: always the same, and a smaller count draws the first of them."""
-    choices = spaces.space(space_name).CHOICES
-    if not count.isdecimal() or not 1 <= int(count) <= math.prod(choices):
-        raise ValueError(f"--archs takes random:N for N in 1..{math.prod(choices)} in the '{space_name}' space, not {count}")
+def at_random(space, count):
+    """`count` architectures, or all if there are fewer: always the same, and a smaller count draws the first of them."""
     rng, archs = np.random.default_rng(0), {}
-    while len(archs) < int(count):
-        archs[spaces.sample(choices, rng)] = None
+    while len(archs) < min(count, math.prod(space.CHOICES)):
+        archs[spaces.sample(space.CHOICES, rng)] = None
     return list(archs)
 
 
-def distinct(space_name, archs):
-    """The first architecture of each set that computes the same function; None if the space cannot tell."""
-    space = spaces.space(space_name)
-    if not hasattr(space, "canonical"):
-        return None
+def distinct(space, archs):
+    """The first architecture of each set that computes the same function."""
+    if space is not nats:
+        raise ValueError("--distinct is only for the nats space")
     first = {}
     for arch in archs:
-        first.setdefault(space.canonical(arch)[0], arch)
+        first.setdefault(nats.canonical(arch)[0], arch)
     return list(first.values())
 
 
@@ -153,40 +121,39 @@ def distinct(space_name, archs):
 
 
 def train_alone(args, device):
-    """(method, plan, accuracy) of sub-nets that are trained from scratch, each on one rank.
+    """(method, units, measure) of sub-nets that are trained from scratch, each on one rank, and tested as in retrain.py.
 
-    plan: {unit: training images}, where a unit is (arch, dataset, imbalance, seed). accuracy: a function of a unit, which
-    trains and tests as retrain.py does.
+    units: (arch, dataset, imbalance, seed) of each training. measure: a function of a unit -> its accuracies, a dict.
     """
-    space_name, archs = architectures(args)
-    space = spaces.space(space_name)
-    flags.fill_shape(args, space_name)
+    space = spaces.space(args.space)
+    flags.fill_shape(args, args.space)
+    archs = [space.to_string(arch) for arch in architectures(args, space)]
     draw = {k: getattr(args, k) for k in ("data_seed", "val_per_class", "image_size")}
     load = partial(data.load, **draw, root=args.data_root, device=device)
-    trains = {(dataset, ratio): load(("train",), dataset, ratio)[0] for dataset, ratio in args.datasets}
-    weights = {key: drw.class_weights(labels.bincount(), args.beta).to(device) for key, (_, labels) in trains.items()}
+    trains = {setting: load(("train",), *setting)[0] for setting in args.datasets}
     test = cache(lambda dataset: load(("test",), dataset)[0])
 
-    def accuracy(arch, dataset, ratio, seed):
+    def measure(arch, dataset, ratio, seed):
         train = trains[dataset, ratio]
         normalise = data.Normalise(*data.channel_stats(train[0]), args.image_size, device)
-        net = train_subnet(args, space, space.from_string(arch), train, normalise, weights[dataset, ratio], seed)
+        net = train_subnet(args, space, space.from_string(arch), train, normalise, seed)
         images, labels = test(dataset)  # not read before a net is trained
         correct = engine.correct_by_class(net, engine.normalised_chunks(images, normalise), labels)
-        return 100 * correct.sum().item() / len(labels)
+        found = engine.accuracies(correct, labels.bincount(), train[1].bincount())
+        return {"accuracy": found.pop("all"), **found}
 
-    units = itertools.product(dict.fromkeys(args.seeds), trains, map(space.to_string, archs))
-    plan = {(arch, *key, seed): len(trains[key][1]) for seed, key, arch in units}
-    return args.method or "stand-alone", plan, accuracy
+    units = [(arch, *setting, seed) for seed in dict.fromkeys(args.seeds) for setting in trains for arch in archs]
+    return args.method or "stand-alone", units, measure
 
 
-def train_subnet(args, space, arch, train, normalise, weights, seed):
-    """A sub-net after training from scratch on one rank. weights: class weights (C,) on the device."""
+def train_subnet(args, space, arch, train, normalise, seed):
+    """A sub-net after training from scratch on one rank."""
     torch.manual_seed(seed)
     batches, counts = data.Batches(train, normalise, args.batch_size, seed), train[1].bincount()
+    weights = drw.class_weights(counts, args.beta)
     net = space.Network(len(counts), args.channels, args.cells, arch)
     losses.match_classifier(net, args.loss)
-    net.to(weights.device)
+    net.to(counts.device)
     backbone = fast.compiled(net) if args.compile else None
     optimizer = engine.sgd(net, args.lr, args.momentum, args.weight_decay)
     loss = partial(losses.LOSSES[args.loss], counts=counts)
@@ -206,71 +173,24 @@ def score_inside(args, device):
     checkpoint = runtime.load_checkpoint(args.supernet, "super-net")
     with runtime.users_mistake(args.supernet):
         net = spaces.supernet_from(checkpoint).to(device)
-    space_name, archs = architectures(args, checkpoint["space"])
-    space, source = spaces.space(space_name), checkpoint["data"]
+    space, source = spaces.space(checkpoint["space"]), checkpoint["data"]
+    archs = architectures(args, space)
     train, val = data.load(("train", "val"), **source, root=args.data_root, device=device)
     score = engine.scorer(net, train, val, args.bn_images, args.seeds[0])
-    setting = (source["dataset"], source["imbalance"], checkpoint["seed"])
-    plan = {(space.to_string(arch), *setting): 1 for arch in archs}
-    return args.method or checkpoint["procedure"], plan, lambda arch, *_: score(space.from_string(arch))
-
-
-# Units: each rank appends to a file of its own and never waits for another
-
-
-@contextmanager
-def one_rank_at_a_time(path):
-    """Ranks take turns in the block, so that a dataset is downloaded once. There is no process group to wait in."""
-    with open(path, "w") as file:
-        with suppress(ImportError, OSError):  # not POSIX, or a file system without locks
-            import fcntl
-
-            fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
-
-
-def add_unit(path, unit, accuracy, seconds):
-    """Appends a line and flushes it to the disk. The newline before it ends a line that a killed process left unfinished."""
-    with open(path, "a") as file:
-        file.write(f"\n{json.dumps([unit, accuracy, seconds])}\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def unit_files(run):
-    return [run.path(name) for name in glob("units_*.jsonl", root_dir=run.folder)]
+    units = [(space.to_string(arch), source["dataset"], source["imbalance"], checkpoint["seed"]) for arch in archs]
+    return args.method or checkpoint["procedure"], units, lambda arch, *_: {"accuracy": score(space.from_string(arch))}
 
 
 def finished_units(run):
-    """{unit: (accuracy, seconds)} of all ranks. An unfinished line is ignored, so that its unit is trained again."""
+    """{unit: its line} from the files of all ranks."""
     finished = {}
-    for path in unit_files(run):
-        with suppress(FileNotFoundError), open(path, errors="replace") as file:  # gathered meanwhile by another rank
-            for line in file:
-                with suppress(ValueError, TypeError):
-                    unit, accuracy, seconds = json.loads(line)
-                    finished[tuple(unit)] = float(accuracy), float(seconds)
+    for name in glob("units_*.jsonl", root_dir=run.folder):
+        with open(run.path(name)) as file:
+            for text in file:
+                with suppress(ValueError):  # a killed process left half a line: its unit is trained again
+                    line = json.loads(text)
+                    finished[tuple(line[key] for key in UNIT)] = line
     return finished
-
-
-def gather(run, method, plan):
-    """Writes accuracies.jsonl and result.json if all units are finished, and removes the ranks' own files.
-
-    Ranks that finish at the same time write the same. One that comes when some files are removed finds units missing, and
-    returns.
-    """
-    finished = finished_units(run)
-    if not finished.keys() >= plan.keys():
-        return
-    lines = [{"method": method, **dict(zip(UNIT, unit, strict=True)), "accuracy": finished[unit][0]} for unit in plan]
-    runtime.write(run.path("accuracies.jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
-    seconds = sum(finished[unit][1] for unit in plan)
-    facts = {"units": len(plan), "architectures": len({arch for arch, *_ in plan}), "seconds": seconds}
-    runtime.write(run.path("result.json"), json.dumps(facts, indent=1))
-    for path in [*unit_files(run), run.path("data.lock"), run.path("lock")]:
-        with suppress(FileNotFoundError):
-            os.remove(path)
-    print(f"{run.folder}: done; for the tau matrix: python rank_transfer.py --tabulate {run.path('accuracies.jsonl')}")
 
 
 def tabulate(args):
@@ -295,33 +215,33 @@ def main(args):
         return
 
     # data and model
-    with runtime.users_mistake(), one_rank_at_a_time(run.path("data.lock")):
-        method, plan, accuracy = (train_alone if args.supernet is None else score_inside)(args, device)
+    with runtime.users_mistake():
+        method, units, measure = (train_alone if args.supernet is None else score_inside)(args, device)
     run.begin()
 
-    # loop: unit i belongs to rank i % ranks
-    rank, ranks = runtime.rank(), int(os.environ.get("WORLD_SIZE", 1))
-    finished = finished_units(run)
-    if os.path.exists(run.path("result.json")):  # another rank has gathered, and `finished` may miss what it removed
-        return
-    todo = [unit for unit in list(plan)[rank::ranks] if unit not in finished]
-    spent, trained = 0.0, 0
+    # loop: unit i belongs to rank i % ranks, which appends to a file of its own and never waits for another
+    rank, ranks, finished = runtime.rank(), int(os.environ.get("WORLD_SIZE", 1)), finished_units(run)
+    todo = [unit for unit in units[rank::ranks] if unit not in finished]
     for number, unit in enumerate(todo, start=1):
         name, start = "{1} {2:g}x, seed {3}, {0}".format(*unit), time.perf_counter()
         try:
-            with runtime.users_mistake():
-                percent = accuracy(*unit)
-        except runtime.UserError as error:
+            found = measure(*unit)
+        except (runtime.UserError, ValueError) as error:
             raise runtime.UserError(f"{name}: {error}") from None
-        seconds = time.perf_counter() - start
-        add_unit(run.path(f"units_{rank}.jsonl"), unit, percent, seconds)
-        spent, trained = spent + seconds, trained + plan[unit]
-        left = timedelta(seconds=round(spent / trained * sum(map(plan.get, todo[number:]))))
-        print(f"{number}/{len(todo)} of rank {rank}, {left} left: {percent:.2f} % in {seconds:.1f} s, {name}", flush=True)
+        line = {"method": method, **dict(zip(UNIT, unit, strict=True)), **found, "seconds": time.perf_counter() - start}
+        with open(run.path(f"units_{rank}.jsonl"), "a") as file:
+            file.write(f"\n{json.dumps(line)}\n")  # the newline before it ends what a killed process left unfinished
+        print(f"{number}/{len(todo)} of rank {rank}: {line['accuracy']:.2f} % in {line['seconds']:.1f} s, {name}", flush=True)
 
-    # save
-    if todo or rank == 0:
-        gather(run, method, plan)
+    # save: the last to finish gathers; several that finish at the same time write the same
+    finished = finished_units(run)
+    if finished.keys() >= set(units):
+        lines = [finished[unit] for unit in units]
+        facts = {"units": len(units), "architectures": len({arch for arch, *_ in units})}
+        facts["seconds"] = sum(line.pop("seconds") for line in lines)
+        runtime.write(run.path("accuracies.jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
+        runtime.write(run.path("result.json"), json.dumps(facts, indent=1))
+        print(f"{run.folder}: done; for the tau matrix: python rank_transfer.py --tabulate {run.path('accuracies.jsonl')}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ the architectures that two settings share, over the seeds that all of these have
 Even two trainings in one setting rank architectures differently: the noise ceiling is tau between two seeds of a setting.
 A mean over seeds is less noisy than one seed, so `tau` must not be compared with it. `tau_single` may: it is tau between a
 seed of one setting and another seed of the other, averaged over all such pairs, as the ceiling is over pairs of seeds of
-one setting. Equal seeds share initial weights and are left out, unless each setting has only that one.
+one setting. Equal seeds share initial weights and are left out.
 """
 
 import csv
@@ -19,16 +19,10 @@ import numpy as np
 
 from .kendall import kendall_tau
 
-FIELDS = {"arch": (str,), "dataset": (str,), "imbalance": (int, float), "seed": (int,), "accuracy": (int, float)}
+FIELDS = ("arch", "dataset", "imbalance", "seed", "accuracy")  # and `method`, which may be missing
 
 
 # Reading
-
-
-def setting(line):
-    """Label of the setting of a line of accuracies.jsonl: `cifar10 100x`, or inside a super-net `P1 cifar10 100x`."""
-    method = line.get("method", "stand-alone")
-    return f"{'' if method == 'stand-alone' else f'{method} '}{line['dataset']} {line['imbalance']:.12g}x"
 
 
 def read(files):
@@ -38,54 +32,39 @@ def read(files):
     """
     found = {}
     for path in files:
-        for number, label, arch, seed, accuracy in _entries(path):
-            known = found.setdefault(label, {}).setdefault(arch, {}).setdefault(seed, accuracy)
-            if known != accuracy:
-                entry = f"'{path}', line {number}: {label}, seed {seed}, {arch}"
-                raise ValueError(f"{entry} is {accuracy:g} here and {known:g} before")
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            lines = [(number, line.strip()) for number, line in enumerate(file, start=1) if line.strip()]
+        header = next(csv.reader(line for _, line in lines[:1]), [])
+        is_csv = header[:1] == ["arch"]
+        for number, line in lines[is_csv:]:
+            try:
+                entries = _csv_entries(header, line) if is_csv else _json_entries(line)
+            except Exception:  # JSON of another form raises many kinds
+                form = f"{len(header)} cells" if is_csv else f"JSON with {', '.join(FIELDS)}, nor a header 'arch,<setting>,...'"
+                raise ValueError(f"'{path}', line {number}: '{line[:80]}' is not {form}, accuracy 0 to 100") from None
+            for label, arch, seed, accuracy in entries:
+                known = found.setdefault(label, {}).setdefault(arch, {}).setdefault(seed, accuracy)
+                if known != accuracy:
+                    entry = f"'{path}', line {number}: {label}, seed {seed}, {arch}"
+                    raise ValueError(f"{entry} is {accuracy:g} here and {known:g} before")
     if not found:
         raise ValueError(f"no accuracy in {', '.join(map(str, files))}")
-    labels = sorted(found, key=_natural)
-    return {label: {arch: found[label][arch] for arch in sorted(found[label])} for label in labels}
+    labels = sorted(found, key=lambda label: re.sub(r"\d+", lambda digits: digits[0].zfill(20), label))  # 50x before 100x
+    return {label: dict(sorted(found[label].items())) for label in labels}
 
 
-def _natural(label):
-    """Sorts 50x before 100x."""
-    return re.sub(r"\d+", lambda digits: digits[0].zfill(20), label), label
-
-
-def _entries(path):
-    """Yields (line number, setting, architecture, seed, accuracy)."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = file.read().splitlines()
-        header = [cell.strip() for cell in next(csv.reader(lines), [])]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"'{path}' is neither JSON lines nor a CSV: {error}") from None
-    is_csv = len(header) > 1 and header[0] == "arch" and "" not in header and len(set(header)) == len(header)
-    if not is_csv and not (lines and lines[0].startswith("{")):
-        raise ValueError(f"'{path}' is neither JSON lines nor a CSV with a header 'arch,<setting>,<setting>...'")
-    for number, line in enumerate(lines, start=1):
-        if line.strip() and not (is_csv and number == 1):
-            try:
-                entries = _csv_entries(header, line) if is_csv else [_json_entry(line)]
-            except (ValueError, KeyError, TypeError, OverflowError, RecursionError, csv.Error):
-                form = f"{len(header)} cells" if is_csv else f"JSON with {', '.join(FIELDS)}"
-                raise ValueError(f"'{path}', line {number}: '{line[:80]}' is not {form}, accuracy 0 to 100") from None
-            yield from ((number, *entry) for entry in entries)
-
-
-def _json_entry(text):
+def _json_entries(text):
+    """[(setting, architecture, seed, accuracy)]. Setting: `cifar10 100x`, or inside a super-net `P1 cifar10 100x`."""
     line = json.loads(text)
-    if not all(type(line[name]) in kinds for name, kinds in FIELDS.items()) or not 1 <= line["imbalance"] < math.inf:
-        raise ValueError
-    return setting(line), line["arch"], line["seed"], _percent(line["accuracy"])
+    method = line.get("method", "stand-alone")
+    label = f"{'' if method == 'stand-alone' else f'{method} '}{line['dataset']} {line['imbalance']:.12g}x"
+    return [(label, str(line["arch"]), int(line["seed"]), _percent(line["accuracy"]))]
 
 
 def _csv_entries(header, text):
     (cells,) = csv.reader([text])
     pairs = list(zip(header, cells, strict=True))[1:]
-    return [(label, cells[0].strip(), 0, _percent(cell)) for label, cell in pairs if cell.strip()]  # empty: not measured
+    return [(label.strip(), cells[0].strip(), 0, _percent(cell)) for label, cell in pairs if cell.strip()]  # not measured
 
 
 def _percent(value):
@@ -114,26 +93,20 @@ def compare(units, top=None):
 
     Matrices over the settings (S, S): n, the number of shared architectures; tau and its interval low, high; tau_single.
     With `top`, found[i, j] is how many of setting i's best are among setting j's, and regret[i, j] the accuracy that
-    setting i loses, in points, by taking setting j's favourite. noise_ceiling: {setting: {tau, low, high, n, seeds}}.
+    setting i loses, in points, by taking setting j's favourite. noise_ceiling: {setting: {tau, low, high}}.
     """
-    labels, cells = list(units), {}
+    labels, least, cells = list(units), max(3, top or 0), {}
     for one, other in itertools.product(labels, repeat=2):
         archs = [arch for arch in units[one] if arch in units[other]]
-        if len(archs) < max(3, top or 0):
-            pair = f"'{one}' has" if one == other else f"'{one}' and '{other}' share"
-            raise ValueError(f"{pair} {len(archs)} architectures, and at least {max(3, top or 0)} are needed")
-        seeds, other_seeds = _by_seed(units, one, archs), _by_seed(units, other, archs)
-        known = cells.get((other, one))
-        cell = dict(known) if known else _correlation(seeds, other_seeds, same=one == other)
-        if top:
-            truth, guess = _mean(seeds), _mean(other_seeds)
-            cell["found"] = _in_best(truth, top) @ _in_best(guess, top)
-            cell["regret"] = truth.max() - truth[guess == guess.max()].mean()  # over several favourites the mean
-        cells[one, other] = cell
-    matrices = {name: np.array([[cells[i, j][name] for j in labels] for i in labels]) for name in cells[labels[0], labels[0]]}
-    ceilings = {label: _noise_ceiling(_by_seed(units, label, units[label])) for label in labels}
-    ceilings = {label: ceiling for label, ceiling in ceilings.items() if ceiling}
-    archs = {arch for label in labels for arch in units[label]}
+        if len(archs) < least:
+            raise ValueError(f"{len(archs)} architectures are in both '{one}' and '{other}': at least {least} are needed")
+        x, y = _by_seed(units, one, archs), _by_seed(units, other, archs)
+        cell = cells.get((other, one)) or _correlation(x, y)
+        cells[one, other] = cell = {**cell, **_selection(_mean(x), _mean(y), top)} if top else cell
+    matrices = {name: np.array([[cells[i, j][name] for j in labels] for i in labels]) for name in cell}
+    own = {label: list(_by_seed(units, label, units[label]).values()) for label in labels}
+    ceilings = {label: _noise_ceiling(seeds) for label, seeds in own.items() if len(seeds) > 1}
+    archs = set().union(*units.values())
     return {"labels": labels, "architectures": len(archs), "top": top, **matrices, "noise_ceiling": ceilings}
 
 
@@ -150,24 +123,25 @@ def _mean(by_seed):
     return np.array([math.fsum(values) / len(values) for values in zip(*by_seed.values(), strict=True)])
 
 
-def _correlation(one, other, same):
+def _correlation(one, other):
     """{n, tau, low, high, tau_single} of accuracies by seed in two settings, or in one and the same."""
     x, y = _mean(one), _mean(other)
-    tau = kendall_tau(x, y)
-    low, high = (tau, tau) if same else interval(lambda k: kendall_tau(x[k], y[k]), len(x))[1:]
+    tau, low, high = interval(lambda k: kendall_tau(x[k], y[k]), len(x))
     singles = [kendall_tau(one[s], other[t]) for s in one for t in other if s != t]
-    single = np.mean(singles) if singles else np.nan if same else tau
-    return {"n": len(x), "tau": tau, "low": low, "high": high, "tau_single": single}
+    return {"n": len(x), "tau": tau, "low": low, "high": high, "tau_single": np.mean(singles) if singles else np.nan}
 
 
-def _noise_ceiling(by_seed):
-    """{tau, low, high, n, seeds}: tau between two seeds of one setting, mean over the pairs; None if there is no pair."""
-    pairs = list(itertools.combinations(by_seed.values(), 2))
-    if not pairs:
-        return None
-    n = len(pairs[0][0])
-    tau, low, high = interval(lambda k: np.mean([kendall_tau(x[k], y[k]) for x, y in pairs]), n)
-    return {"tau": tau, "low": low, "high": high, "n": n, "seeds": list(by_seed)}
+def _noise_ceiling(seeds):
+    """{tau, low, high}: tau between two seeds of one setting, mean over the pairs. seeds: accuracies (n,) of each."""
+    pairs = list(itertools.combinations(seeds, 2))
+    values = interval(lambda k: np.mean([kendall_tau(x[k], y[k]) for x, y in pairs]), len(seeds[0]))
+    return dict(zip(("tau", "low", "high"), values, strict=True))
+
+
+def _selection(truth, guess, top):
+    """{found, regret} of choosing by accuracies `guess` where `truth` are the accuracies."""
+    regret = truth.max() - truth[guess == guess.max()].mean()  # over several favourites the mean
+    return {"found": _in_best(truth, top) @ _in_best(guess, top), "regret": regret}
 
 
 def _in_best(values, top):
@@ -188,8 +162,8 @@ def text(result):
         return "1" if i == j else _cell(*(result[name][i, j] for name in ("tau", "low", "high")))
 
     def single(i, j):
-        ceiling = ceilings.get(labels[i], {}) if i == j else {}
-        return _cell(result["tau_single"][i, j], ceiling.get("low"), ceiling.get("high"))
+        ceiling = i == j and ceilings.get(labels[i])
+        return _cell(*ceiling.values()) if ceiling else _cell(result["tau_single"][i, j])
 
     def best(i, j):
         return f"{result['found'][i, j]:.3g}; {result['regret'][i, j]:.2f}"
@@ -207,26 +181,19 @@ def text(result):
 
 def _matrix(labels, cell):
     """A text table whose columns are headed by the rows' numbers. cell: (i, j) -> text."""
-    columns = [["", *(f"{i} {label}" for i, label in enumerate(labels, start=1))]]
-    columns += [[str(j + 1), *(cell(i, j) for i in range(len(labels)))] for j in range(len(labels))]
-    widths = [max(map(len, column)) for column in columns]
-    rows = zip(*columns, strict=True)
-    return "\n".join("  ".join([head.ljust(widths[0]), *map(str.rjust, row, widths[1:])]) for head, *row in rows)
+    rows = [["", *map(str, range(1, len(labels) + 1))]]
+    rows += [[f"{i + 1} {label}", *(cell(i, j) for j in range(len(labels)))] for i, label in enumerate(labels)]
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return "\n".join("  ".join([head.ljust(first), *map(str.rjust, row, widths)]) for head, *row in rows)
 
 
 def _cell(value, low=None, high=None):
     return "-" if np.isnan(value) else f"{value:.2f}" if low is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def plain(value):
-    """The value as JSON can hold it: arrays become lists, and NaN becomes None."""
-    if isinstance(value, dict):
-        return {key: plain(v) for key, v in value.items()}
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, list):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+def plain(result):
+    """The result as JSON can hold it: arrays become lists, and NaN becomes None."""
+    return json.loads(json.dumps(result, default=np.ndarray.tolist), parse_constant=lambda nan: None)
 
 
 def heat_map(result, path):

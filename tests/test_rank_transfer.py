@@ -2,17 +2,16 @@
 
 import itertools
 import json
-import os
 import random
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, SMALL, command, stage
+from conftest import ENVIRONMENT, ROOT, SMALL, command, refused, stage
 
 import rank_transfer
-from common import nats, runtime
+from common import nats, spaces
 
 ALL = list(itertools.product(range(5), repeat=6))
 QUICK = [*SMALL, "--warmup", 0, "--batch-size", 32]
@@ -21,12 +20,6 @@ ARCH = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|nor_conv_1x1~1|skip_con
 
 def accuracies(folder):
     return [json.loads(line) for line in (folder / "accuracies.jsonl").read_text().splitlines()]
-
-
-def refused(*argv):
-    with pytest.raises(runtime.UserError) as error:
-        stage("rank_transfer", *argv)
-    return str(error.value)
 
 
 # Which architectures
@@ -90,7 +83,7 @@ def test_equal_functions_give_equal_outputs(canonical):
     for arch in ALL:
         groups.setdefault(canonical[arch][0], []).append(arch)
     rng = random.Random(0)
-    some = rank_transfer.of_mmacs("nats", "149")[::3] + rng.sample(ALL, 45)
+    some = rank_transfer.of_mmacs(nats, 149)[::3] + rng.sample(ALL, 45)
     images, compared = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0)), 0
     for arch in some:
         function, edges = canonical[arch]
@@ -104,28 +97,30 @@ def test_equal_functions_give_equal_outputs(canonical):
 
 
 def test_the_135_of_149_mmacs_are_enumerated():
-    found = rank_transfer.of_mmacs("nats", "149")  # section 3.2; four 3x3 convolutions and no 1x1
+    found = rank_transfer.of_mmacs(nats, 149)  # section 3.2; four 3x3 convolutions and no 1x1
     assert found == [a for a in ALL if a.count(3) == 4 and a.count(2) == 0] and len(found) == 135
-    assert len(rank_transfer.distinct("nats", found)) == 93
+    assert len(rank_transfer.distinct(nats, found)) == 93
 
 
 @pytest.mark.parametrize("name", ("nats", "darts"))
 def test_a_random_set_is_always_the_same(name):
-    few, many = rank_transfer.at_random(name, "5"), rank_transfer.at_random(name, "50")
+    few, many = (rank_transfer.at_random(spaces.space(name), n) for n in (5, 50))
     assert many[:5] == few and len(set(many)) == 50
-    if name == "nats":
-        assert set(rank_transfer.at_random(name, "15625")) == set(ALL)
+
+
+def test_a_random_set_is_at_most_the_space():
+    assert set(rank_transfer.at_random(nats, 15626)) == set(ALL)
 
 
 # Accuracies
 
 
-@pytest.mark.parametrize(("arch", "loss"), [(ARCH, "CE-DRW"), ("resnet32", "LDAM-DRW")])
-def test_a_unit_is_what_retrain_reports(arch, loss, images, tmp_path):
+@pytest.mark.parametrize(("space", "arch", "loss"), [("nats", ARCH, "CE-DRW"), ("resnet32", "resnet32", "LDAM-DRW")])
+def test_a_unit_is_what_retrain_reports(space, arch, loss, images, tmp_path):
     training = [*QUICK, "--epochs", 2, "--val-per-class", 2, "--data-seed", 4, "--loss", loss]
-    (tmp_path / "archs.txt").write_text(f"# one\n{arch}\n")
-    stage("rank_transfer", *training, "--archs", tmp_path / "archs.txt", "--datasets", f"{images}:1", f"{images}:6",
-          "--seeds", 3, 4, "--out", tmp_path / "r")  # fmt: skip
+    (tmp_path / "archs.txt").write_text(f"{arch}\n\n{arch}\n")
+    stage("rank_transfer", *training, "--archs", tmp_path / "archs.txt", "--space", space, "--datasets", f"{images}:1",
+          f"{images}:6", "--seeds", 3, 4, "--out", tmp_path / "r")  # fmt: skip
     found = accuracies(tmp_path / "r")
     assert [(line["method"], line["imbalance"], line["seed"]) for line in found] == [
         ("stand-alone", 1, 3), ("stand-alone", 6, 3), ("stand-alone", 1, 4), ("stand-alone", 6, 4),
@@ -134,7 +129,9 @@ def test_a_unit_is_what_retrain_reports(arch, loss, images, tmp_path):
         out = tmp_path / f"{line['imbalance']}_{line['seed']}"
         stage("retrain", *training, "--arch", line["arch"], "--dataset", images, "--imbalance", line["imbalance"],
               "--seed", line["seed"], "--out", out)  # fmt: skip
-        assert json.loads((out / "result.json").read_text())["accuracy"]["all"] == line["accuracy"]
+        expected = json.loads((out / "result.json").read_text())["accuracy"]
+        assert {name: line.get(name, line["accuracy"]) for name in expected} == expected
+        assert line.keys() == {"method", *rank_transfer.UNIT, "accuracy", "balanced", "many", "medium", "few"}
 
 
 def test_scores_inside_a_super_net_are_those_of_search(supernet, tmp_path):
@@ -161,78 +158,58 @@ def finished(images, tmp_path_factory):
 
 def test_killed_and_started_again_on_two_ranks_it_trains_what_is_missing(finished, tmp_path):
     argv, whole = finished
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     call = [sys.executable, "rank_transfer.py", *map(str, argv), tmp_path]
-    process = subprocess.Popen(call, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(call, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("3/8"):
             break
     process.kill()
     process.wait()
     with open(tmp_path / "units_0.jsonl", "a") as file:
-        file.write('[["|none~0|+|no')
-    before = (tmp_path / "units_0.jsonl").read_text().count("]\n")
+        file.write('{"method": "stand-alone", "arch": "|no')
+    before = (tmp_path / "units_0.jsonl").read_text().count("}\n")
     assert 3 <= before < 8 and not (tmp_path / "accuracies.jsonl").exists()
     done = command("rank_transfer.py", *argv, tmp_path, ranks=2)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(" left: ") == 8 - before
+    assert done.stdout.count(" of rank ") == 8 - before
     assert (tmp_path / "accuracies.jsonl").read_bytes() == (whole / "accuracies.jsonl").read_bytes()
     facts = [json.loads((out / "result.json").read_text()) for out in (tmp_path, whole)]
     assert all((f.pop("units"), f.pop("architectures"), *f) == (8, 4, "seconds") for f in facts)
-    for out in (tmp_path, whole):
-        assert sorted(path.name for path in out.iterdir()) == ["accuracies.jsonl", "config.json", "result.json"]
     again = command("rank_transfer.py", *argv, tmp_path)
     assert again.returncode == 0 and "already finished" in again.stdout
 
 
-def test_the_unit_files_of_other_ranks_are_gathered_by_the_first(finished, tmp_path, monkeypatch, capsys):
-    """All units are there but nobody gathered them: a later run of three ranks trains nothing, and one of them gathers."""
+def test_units_that_nobody_gathered_are_gathered_without_training(finished, tmp_path, monkeypatch):
+    """As when the last rank is killed after its last unit; files of more ranks than there are now count, too."""
     argv, whole = finished
     (tmp_path / "config.json").write_bytes((whole / "config.json").read_bytes())
-    lines = [[[line[name] for name in rank_transfer.UNIT], line["accuracy"], 1.5] for line in accuracies(whole)]
-    (tmp_path / "units_0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:2]))
-    (tmp_path / "units_7.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[2:]))
+    lines = (whole / "units_0.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "units_0.jsonl").write_text("".join(lines[:5]))
+    (tmp_path / "units_7.jsonl").write_text("".join(lines[5:]))
     monkeypatch.setattr(rank_transfer, "train_subnet", None)
-    for rank in (1, 0):
-        assert not (tmp_path / "result.json").exists()
-        monkeypatch.setenv("RANK", str(rank))
-        stage("rank_transfer", *argv, tmp_path)
-    assert json.loads((tmp_path / "result.json").read_text())["seconds"] == 12
-    assert (tmp_path / "accuracies.jsonl").read_bytes() == (whole / "accuracies.jsonl").read_bytes()
-
-
-def test_a_rank_that_comes_as_another_gathers_trains_nothing(finished, tmp_path, monkeypatch):
-    def gathered_meanwhile(run):
-        (tmp_path / "result.json").write_text("{}")
-        return {}
-
-    monkeypatch.setattr(rank_transfer, "finished_units", gathered_meanwhile)
-    monkeypatch.setattr(rank_transfer, "train_subnet", None)
-    stage("rank_transfer", *finished[0], tmp_path)
+    stage("rank_transfer", *argv, tmp_path)
+    for name in ("accuracies.jsonl", "result.json"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_what_stops_a_unit_is_told_with_its_name(images, tmp_path):
-    message = refused(*SMALL, "--archs", "random:1", "--datasets", f"{images}:2", "--batch-size", 8, "--lr", 1e30,
-                      "--warmup", 0, "--clip", 1e30, "--out", tmp_path)  # fmt: skip
+    argv = [*SMALL, "--batch-size", 8, "--lr", 1e30, "--clip", 1e30, "--warmup", 0, "--out", tmp_path]
+    message = refused("rank_transfer", *argv, "--archs", "random:1", "--datasets", f"{images}:2")
     assert f"{images} 2x, seed 0, |" in message and "not finite" in message
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--archs", "random:0"], "random:N for N in 1..15625"),
-        (["--archs", "random:15626"], "random:N for N in 1..15625"),
-        (["--archs", "random:x"], "random:N for N in 1..15625"),
-        (["--archs", "mmacs:148"], "no architecture has 148 M"),
-        (["--archs", "mmacs:149", "--space", "darts"], "not mmacs:149 for 'darts'"),
-        (["--archs", "random:3", "--space", "darts", "--distinct"], "cannot tell which architectures"),
+        (["--archs", "random:0"], "--archs random:0: there is no such architecture"),
+        (["--archs", "random:x"], "No such file or directory: 'random:x'"),
+        (["--archs", "mmacs:148"], "--archs mmacs:148: there is no such architecture"),
+        (["--archs", "mmacs:149", "--space", "darts"], "mmacs:M is only for the nats space"),
+        (["--archs", "random:3", "--space", "darts", "--distinct"], "--distinct is only for the nats space"),
         (["--archs", "nowhere.txt"], "nowhere.txt"),
         (["--datasets", "cifar10"], "--datasets: must be DATASET:R"),
         (["--datasets", "synthetic10:0.5"], "--datasets: must be at least 1"),
         (["--datasets", "cifar11:1"], "unknown dataset 'cifar11'"),
-        (["--tabulate", "x", "--epochs", "3"], "--tabulate does not use --epochs"),
-        (["--supernet", "x", "--datasets", "cifar10:1"], "--supernet does not use --datasets"),
-        (["--top", "3"], "--top: only with --tabulate"),
         (["--supernet", "SUPERNET", "--seeds", "1", "2"], "only one of --seeds"),
         (["--supernet", "nowhere.pt"], "no checkpoint 'nowhere.pt'"),
         (["--supernet", ""], "no checkpoint ''"),
@@ -240,4 +217,5 @@ def test_what_stops_a_unit_is_told_with_its_name(images, tmp_path):
     ],
 )
 def test_a_mistake_is_one_line(argv, message, supernet, tmp_path):
-    assert message in refused(*[supernet if a == "SUPERNET" else a for a in argv], "--out", tmp_path / "r")
+    argv = [supernet if a == "SUPERNET" else a for a in argv]
+    assert message in refused("rank_transfer", *argv, "--out", tmp_path / "r")
