@@ -3,10 +3,8 @@
 import argparse
 import math
 
-from . import data, losses, spaces
-from .runtime import UserError
-
-# Types: each flag declares how its value is checked.
+from . import data, drw, losses, spaces
+from .runtime import UserError, rank, users_mistake, world
 
 
 def number(kind, least, most=math.inf, above=False):
@@ -43,9 +41,6 @@ def image_size(text):
     return value
 
 
-# Groups of flags
-
-
 def add_run(parser, out, seeds=False):
     """seeds: take several seeds, --seeds, instead of one."""
     group = parser.add_argument_group("run")
@@ -80,11 +75,20 @@ def data_of(args):
     return {k: getattr(args, k) for k in ("dataset", "imbalance", "data_seed", "val_per_class", "image_size")}
 
 
+def training_data(args, device):
+    """This rank's (batches, counts (C,), class weights (C,)) of the training split that the flags describe, on the device."""
+    with users_mistake():
+        (train,) = data.load(("train",), **data_of(args), root=args.data_root, device=device)
+        normalise = data.Normalise(*data.channel_stats(train[0]), args.image_size, device)
+        batches = data.Batches(train, normalise, args.batch_size, args.seed, rank(), world())
+        counts = train[1].bincount()
+        return batches, counts, drw.class_weights(counts, args.beta).to(device)
+
+
 def add_shape(group):
     group.add_argument("--channels", type=width, help="width of the first stage (default: darts 36, others 16)")
-    group.add_argument(
-        "--cells", type=positive_int, help="darts: cells in all (default 20); others: cells per stage (default 5)"
-    )
+    text = "darts: cells in all (default 20); others: cells per stage (default 5)"
+    group.add_argument("--cells", type=positive_int, help=text)
 
 
 def fill_shape(args, space):
@@ -96,22 +100,21 @@ def fill_shape(args, space):
 
 def add_training(parser, lr, warmup, epochs, milestones, reweight_from):
     """epochs, milestones, reweight_from: help texts for the defaults that `fill_schedule` computes."""
-    group = parser.add_argument_group("training")
-    text = "BS is balanced softmax; a -DRW loss is re-weighted late"
-    group.add_argument("--loss", choices=losses.LOSSES, default="CE-DRW", help=text)
-    group.add_argument("--epochs", type=positive_int, help=f"passes over the training images (default: {epochs})")
-    group.add_argument("--lr", type=positive, default=lr, help="initial learning rate")
+    add = parser.add_argument_group("training").add_argument
+    add("--loss", choices=losses.LOSSES, default="CE-DRW", help="BS is balanced softmax; a -DRW loss is re-weighted late")
+    add("--epochs", type=positive_int, help=f"passes over the training images (default: {epochs})")
+    add("--lr", type=positive, default=lr, help="initial learning rate")
     text = f"epochs, counted from 1, from which the learning rate is multiplied by 0.01 (default: {milestones})"
-    group.add_argument("--milestones", type=positive_int, nargs="*", metavar="E", help=text)
-    group.add_argument("--warmup", type=count, default=warmup, help="epochs of linear warm-up")
+    add("--milestones", type=positive_int, nargs="*", metavar="E", help=text)
+    add("--warmup", type=count, default=warmup, help="epochs of linear warm-up")
     text = f"epoch from which a -DRW loss is re-weighted (default: {reweight_from})"
-    group.add_argument("--reweight-from", type=positive_int, metavar="E", help=text)
-    group.add_argument("--beta", type=float, default=0.9999, help="beta of the effective number (1 - beta^n) / (1 - beta)")
-    group.add_argument("--batch-size", type=positive_int, default=128, help="images a step, over all ranks")
-    group.add_argument("--momentum", type=non_negative, default=0.9, help="momentum of SGD")
-    group.add_argument("--weight-decay", type=non_negative, default=2e-4, help="weight decay of SGD")
-    group.add_argument("--clip", type=positive, default=5.0, help="largest gradient norm")
-    group.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="precision of the backbone in training")
+    add("--reweight-from", type=positive_int, metavar="E", help=text)
+    add("--beta", type=float, default=0.9999, help="beta of the effective number (1 - beta^n) / (1 - beta)")
+    add("--batch-size", type=positive_int, default=128, help="images a step, over all ranks")
+    add("--momentum", type=non_negative, default=0.9, help="momentum of SGD")
+    add("--weight-decay", type=non_negative, default=2e-4, help="weight decay of SGD")
+    add("--clip", type=positive, default=5.0, help="largest gradient norm")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="precision of the backbone in training")
 
 
 def fill_schedule(args, epochs, milestones, reweight_from):
@@ -128,10 +131,9 @@ def fill_schedule(args, epochs, milestones, reweight_from):
         args.milestones = sorted({scaled(m) for m in milestones} - {1})
     if args.reweight_from is None:
         args.reweight_from = scaled(reweight_from)
-    for flag, values in (("--milestones", args.milestones), ("--reweight-from", [args.reweight_from])):
-        for epoch in values:
-            if epoch > args.epochs:
-                raise UserError(f"{flag} {epoch} is beyond the last of the {args.epochs} epochs")
+    for flag, epoch in (*(("--milestones", m) for m in args.milestones), ("--reweight-from", args.reweight_from)):
+        if epoch > args.epochs:
+            raise UserError(f"{flag} {epoch} is beyond the last of the {args.epochs} epochs")
 
 
 def add_compile(parser):
