@@ -82,8 +82,7 @@ def parameters(net):
 def macs_counter(net, image_size=32):
     """A function from an architecture (none for a sub-net) to the multiply-accumulates of one image of that size.
 
-    PyTorch's counter counts a multiply-accumulate as two operations. Only convolutions and the classifier count, as in the
-    literature.
+    Only convolutions and the classifier count, as in the literature.
     """
     net = copy.deepcopy(net).to("meta").eval()
     image = torch.empty(1, 3, image_size, image_size, device="meta")
@@ -91,6 +90,6 @@ def macs_counter(net, image_size=32):
     def macs(*arch):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             net(image, *arch)
-        return counter.get_total_flops() // 2
+        return counter.get_total_flops() // 2  # a multiply-accumulate counts as two operations
 
     return macs
