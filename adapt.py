@@ -55,8 +55,7 @@ def main(args):
     facts = {"procedure": args.procedure, "dataset": args.dataset, "imbalance": args.imbalance, "seed": args.seed}
     if args.procedure == "P0":  # the checkpoint keeps the source's data, on which it will be searched
         run.begin()
-        run.save_supernet(net, {**shape, **facts, "loss": source["loss"], "data": source["data"]})
-        return run.finish({**facts, "epochs": 0, "seconds": 0.0, "supernet": run.path("supernet.pt")})
+        return run.finish_supernet(net, facts, 0, **shape, loss=source["loss"], data=source["data"])
 
     # data
     batches, counts, weights = flags.training_data(args, device)
@@ -95,8 +94,7 @@ def main(args):
         run.epoch_done(args.epochs, len(batches.labels), metrics)
 
     # save
-    run.save_supernet(net, {**shape, **facts, "loss": args.loss, "data": flags.data_of(args)})
-    run.finish({**facts, "epochs": args.epochs, "seconds": run.seconds, "supernet": run.path("supernet.pt")})
+    run.finish_supernet(net, facts, args.epochs, **shape, loss=args.loss, data=flags.data_of(args))
 
 
 if __name__ == "__main__":

@@ -64,8 +64,7 @@ def main(args):
     procedure = "source" if counts.min() == counts.max() else "P3"
     facts = {"procedure": procedure, "dataset": args.dataset, "imbalance": args.imbalance, "seed": args.seed}
     shape = {"space": args.space, "channels": args.channels, "cells": args.cells}
-    run.save_supernet(net, {**shape, **facts, "loss": args.loss, "data": flags.data_of(args)})
-    run.finish({**facts, "epochs": args.epochs, "seconds": run.seconds, "supernet": run.path("supernet.pt")})
+    run.finish_supernet(net, facts, args.epochs, **shape, loss=args.loss, data=flags.data_of(args))
 
 
 if __name__ == "__main__":

@@ -10,14 +10,15 @@ from .runtime import UserError, rank, users_mistake, world
 def number(kind, least, most=math.inf, above=False):
     """An argparse type: an int or float of at least `least` (above: greater than it), and below `most`."""
 
+    bounds = f"{'greater than' if above else 'at least'} {least}{'' if most == math.inf else f' and below {most:g}'}"
+
     def parse(text):
         try:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"must be {'an integer' if kind is int else 'a number'}, not '{text}'") from None
-        if not (least < value if above else least <= value) or not value < most:
-            bound = f"greater than {least}" if above else f"at least {least}"
-            raise argparse.ArgumentTypeError(f"must be {bound}{'' if most == math.inf else f' and below {most:g}'}, not {text}")
+        if not least <= value < most or (above and value == least):
+            raise argparse.ArgumentTypeError(f"must be {bounds}, not {text}")
         return value
 
     return parse
@@ -43,31 +44,32 @@ def image_size(text):
 
 def add_run(parser, out, seeds=False):
     """seeds: take several seeds, --seeds, instead of one."""
-    group = parser.add_argument_group("run")
-    group.add_argument("--out", default=out, help="run folder; the same command again resumes it")
+    add = parser.add_argument_group("run").add_argument
+    add("--out", default=out, help="run folder; the same command again resumes it")
     if seeds:
-        group.add_argument("--seeds", type=seed, nargs="+", default=[0], metavar="S", help="seeds of weights and batches")
+        add("--seeds", type=seed, nargs="+", default=[0], metavar="S", help="seeds of weights and batches")
     else:
-        group.add_argument("--seed", type=seed, default=0, help="seed of weights, batches and paths")
-    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ..., or auto: a GPU if there is one")
-    group.add_argument("--data-root", default="data", help="where CIFAR is kept or downloaded to")
+        add("--seed", type=seed, default=0, help="seed of weights, batches and paths")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ..., or auto: a GPU if there is one")
+    add("--data-root", default="data", help="where CIFAR is kept or downloaded to")
 
 
 def add_data(parser, dataset, imbalance):
     group = parser.add_argument_group("data")
-    known = ", ".join(data.CLASSES)
-    group.add_argument("--dataset", default=dataset, help=f"{known}, or a folder of train/<class>/* and val/<class>/* images")
+    add, known = group.add_argument, ", ".join(data.CLASSES)
+    add("--dataset", default=dataset, help=f"{known}, or a folder of train/<class>/* and val/<class>/* images")
     text = "keep int(n R^(-c/(C-1))) images of class c; 1 keeps all"
-    group.add_argument("--imbalance", type=ratio, default=imbalance, metavar="R", help=text)
+    add("--imbalance", type=ratio, default=imbalance, metavar="R", help=text)
     add_draw(group)
 
 
 def add_draw(group):
     """The data flags of a script that takes several datasets."""
-    group.add_argument("--data-seed", type=seed, default=0, help="seed of the long-tail draw and the hold-out")
+    add = group.add_argument
+    add("--data-seed", type=seed, default=0, help="seed of the long-tail draw and the hold-out")
     text = "search on K training images a class, held out before the long-tail draw; 0: on the test split"
-    group.add_argument("--val-per-class", type=count, default=0, metavar="K", help=text)
-    group.add_argument("--image-size", type=image_size, default=32, metavar="S", help="images become S x S, a multiple of 4")
+    add("--val-per-class", type=count, default=0, metavar="K", help=text)
+    add("--image-size", type=image_size, default=32, metavar="S", help="images become S x S, a multiple of 4")
 
 
 def data_of(args):
@@ -118,9 +120,9 @@ def add_training(parser, lr, warmup, epochs, milestones, reweight_from):
 
 
 def fill_schedule(args, epochs, milestones, reweight_from):
-    """Fills in the schedule that was not given: the paper's, in proportion if --epochs is not the paper's.
+    """Fills in the schedule that was not given: the paper's, which these are, in proportion to --epochs.
 
-    epochs, milestones, reweight_from: the paper's. UserError for an epoch beyond the last.
+    UserError for an epoch beyond the last.
     """
     args.epochs = epochs if args.epochs is None else args.epochs
 
@@ -136,9 +138,9 @@ def fill_schedule(args, epochs, milestones, reweight_from):
             raise UserError(f"{flag} {epoch} is beyond the last of the {args.epochs} epochs")
 
 
-def add_compile(parser):
+def add_compile(group):
     text = "faster sub-nets: CUDA graphs on a GPU; on a CPU torch.compile, which pays off only in long runs"
-    parser.add_argument("--compile", action="store_true", help=text)
+    group.add_argument("--compile", action="store_true", help=text)
 
 
 def add_bn_images(group):

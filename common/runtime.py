@@ -57,7 +57,7 @@ def users_mistake(where=""):
 def launch(parse_args, main):
     """Runs a script and exits: with 2 and one line on stderr for a UserError, with 1 and one line for an OSError.
 
-    SIGTERM and SIGINT end it at once with 143 and 130. The same command resumes after the last finished epoch.
+    SIGTERM and SIGINT end it at once with 143 and 130.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
@@ -98,7 +98,7 @@ def world():
 
 
 def print0(*words):
-    """Prints on rank 0, at once."""
+    """Prints on rank 0."""
     if rank() == 0:
         print(*words, flush=True)
 
@@ -175,18 +175,17 @@ def load_checkpoint(path, kind):
     """The dict that `save` wrote, on the CPU. UserError if it cannot be read, is damaged, or is of another kind."""
     try:
         with zipfile.ZipFile(path) as file:  # torch.load does not verify the checksums
-            damaged = file.testzip()
-        if damaged:
-            raise ValueError(f"the checksum of '{damaged}' is wrong")
+            if damaged := file.testzip():
+                raise ValueError(f"the checksum of '{damaged}' is wrong")
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint '{path}'") from None
     except Exception as error:  # a file cut short, a picture, a folder, a pickle: each raises its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"'{path}' is not a checkpoint, or is damaged: {reason}") from None
-    if not isinstance(contents, dict) or contents.get("kind") != kind:
-        found = f" but of a {contents['kind']}" if isinstance(contents, dict) and "kind" in contents else ""
-        raise UserError(f"'{path}' is not the checkpoint of a {kind}{found}")
+    found = contents.get("kind") if isinstance(contents, dict) else None
+    if found != kind:
+        raise UserError(f"'{path}' is not the checkpoint of a {kind}{f' but of a {found}' if found else ''}")
     return contents
 
 
@@ -230,14 +229,13 @@ class Run:
         self.config = {"flags": flags, **environment(device)}
         with users_mistake():
             os.makedirs(self.folder, exist_ok=True)
-        config = self.path("config.json")
         try:
-            with open(config) as file:
+            with open(self.path("config.json")) as file:
                 saved = dict(json.load(file)["flags"])
         except FileNotFoundError:
             saved = flags
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"'{config}' is not the config.json of a run, or is damaged") from None
+            raise UserError(f"'{self.path('config.json')}' is not the config.json of a run, or is damaged") from None
         changed = [f"{k} was {saved.get(k)}, is {flags.get(k)}" for k in _changed(saved, flags)]
         if changed:
             raise UserError(f"'{self.folder}' holds a run with other flags: {', '.join(changed)}")
@@ -315,11 +313,13 @@ class Run:
         if rank() == 0:
             write(self.path(name), "".join(json.dumps(line) + "\n" for line in lines))
 
-    def save_supernet(self, net, facts):
-        """Writes supernet.pt. facts: what later stages read from it: space, channels, cells, loss, data, procedure, ..."""
+    def finish_supernet(self, net, facts, epochs, **rest):
+        """Writes supernet.pt and result.json. rest: what only later stages need: space, channels, cells, loss, data."""
+        path = self.path("supernet.pt")
         if rank() == 0:
-            facts = {"kind": "super-net", **facts, "num_classes": net.classifier.out_features}
-            save(self.path("supernet.pt"), {**facts, "net": net.state_dict()})
+            classes = net.classifier.out_features
+            save(path, {"kind": "super-net", **facts, **rest, "num_classes": classes, "net": net.state_dict()})
+        self.finish({**facts, "epochs": epochs, "seconds": self.seconds, "supernet": path})
 
     def finish(self, result):
         """Writes result.json, last of all."""
