@@ -65,8 +65,6 @@ def main(args):
     with runtime.users_mistake():
         num_classes = data.num_classes(args.dataset)
     device = runtime.setup(args.device, args.seed)
-
-    # model
     net = space.Network(num_classes, args.channels, args.cells, space.from_string(args.arch))
     losses.match_classifier(net, args.loss)
     mmacs = spaces.macs_counter(net, args.image_size)() / 1e6
@@ -76,12 +74,14 @@ def main(args):
     run = runtime.Run(args, device)
     if run.finished:
         return
-    net.to(device)
-    with runtime.users_mistake():
-        backbone = fast.compiled(net) if args.compile else None
 
     # data
     batches, counts, weights = flags.training_data(args, device)
+
+    # model
+    net.to(device)
+    with runtime.users_mistake():
+        backbone = fast.compiled(net) if args.compile else None
 
     # optimiser
     optimizer = engine.sgd(net, args.lr, args.momentum, args.weight_decay)

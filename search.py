@@ -82,8 +82,7 @@ def read_scores(path, space):
         return {}
     with runtime.users_mistake(f"'{path}' is damaged, remove it to start anew"), open(path) as file:
         try:
-            lines = [json.loads(line) for line in file]
-            return {space.from_string(line["arch"]): {**line, "seconds": float(line["seconds"])} for line in lines}
+            return {space.from_string(line["arch"]): line for line in map(json.loads, file)}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(error) from None
 

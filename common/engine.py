@@ -140,7 +140,8 @@ def normalised_chunks(images, normalise):
 @contextmanager
 def exact_products():
     """In the block a GPU multiplies in fp32. Elsewhere PyTorch rounds convolutions to TF32, which is fine for training."""
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
