@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from common import data, drw, engine, flags, losses, runtime, spaces
+from common import drw, engine, flags, losses, runtime, spaces
 
 
 def parse_args(argv=None):
@@ -31,10 +31,10 @@ def parse_args(argv=None):
     flags.add_run(parser, out="runs/adapt")
     args = parser.parse_args(argv)
     flags.fill_schedule(args, epochs=200, milestones=(100,), reweight_from=1 if args.procedure == "P1" else 100)
-    if args.backbone_epochs is not None and args.procedure != "P2":
-        raise runtime.UserError(f"--backbone-epochs belongs to P2, not to {args.procedure}")
     if args.backbone_epochs is None:
         args.backbone_epochs = args.epochs if args.procedure == "P2" else 0
+    elif args.procedure != "P2":
+        raise runtime.UserError(f"--backbone-epochs belongs to P2, not to {args.procedure}")
     if args.backbone_epochs > args.epochs:
         raise runtime.UserError(f"--backbone-epochs {args.backbone_epochs} is beyond the last of the {args.epochs} epochs")
     if args.features_every > 1 and (args.procedure == "P0" or args.backbone_epochs == args.epochs):
@@ -55,16 +55,10 @@ def main(args):
     facts = {"procedure": args.procedure, "dataset": args.dataset, "imbalance": args.imbalance, "seed": args.seed}
     if args.procedure == "P0":  # the checkpoint keeps the source's data, on which it will be searched
         run.begin()
-        run.save_supernet(net, {**shape, **facts, "loss": source["loss"], "data": source["data"]})
-        return run.finish({**facts, "epochs": 0, "seconds": 0.0, "supernet": run.path("supernet.pt")})
+        return run.finish_supernet(net, facts, 0, **shape, loss=source["loss"], data=source["data"])
 
     # data
-    with runtime.users_mistake():
-        (train,) = data.load(("train",), **flags.data_of(args), root=args.data_root, device=device)
-        normalise = data.Normalise(*data.channel_stats(train[0]), args.image_size, device)
-        batches = data.Batches(train, normalise, args.batch_size, args.seed, runtime.rank(), runtime.world())
-        counts = train[1].bincount()
-        weights = drw.class_weights(counts, args.beta).to(device)
+    batches, counts, weights = flags.training_data(args, device)
 
     # model: the source's backbone under a new classifier
     net.classifier = nn.Linear(net.classifier.in_features, len(counts))
@@ -88,21 +82,19 @@ def main(args):
         class_weights = weights if reweight else torch.ones_like(weights)
         frozen_epochs = epoch - args.backbone_epochs  # with a frozen backbone, this one included
         if frozen_epochs > 0 and args.features_every > 1:
-            source_epoch = epoch - (frozen_epochs - 1) % args.features_every
-            if features_epoch != source_epoch:
-                features = engine.KeptFeatures(net, batches, source_epoch, path, args.precision)
-                features_epoch = source_epoch
+            latest = epoch - (frozen_epochs - 1) % args.features_every
+            if features_epoch != latest:
+                features, features_epoch = engine.KeptFeatures(net, batches, latest, path, args.precision), latest
             metrics = engine.train_epoch(head, features, epoch, optimizer, class_weights, loss=loss, clip=args.clip)
         else:
             metrics = engine.train_epoch(
                 net, batches, epoch, optimizer, class_weights, loss=loss, path=path, freeze_backbone=frozen_epochs > 0,
                 clip=args.clip, precision=args.precision,
             )  # fmt: skip
-        run.epoch_done(args.epochs, len(train[1]), metrics)
+        run.epoch_done(args.epochs, len(batches.labels), metrics)
 
     # save
-    run.save_supernet(net, {**shape, **facts, "loss": args.loss, "data": flags.data_of(args)})
-    run.finish({**facts, "epochs": args.epochs, "seconds": run.seconds, "supernet": run.path("supernet.pt")})
+    run.finish_supernet(net, facts, args.epochs, **shape, loss=args.loss, data=flags.data_of(args))
 
 
 if __name__ == "__main__":

@@ -54,45 +54,31 @@ def searched_arch(args):
     names = ("val_per_class", "data_seed") if args.val_per_class or searched.get("val_per_class") else ()
     differ = [f"--{k.replace('_', '-')} {searched.get(k)}" for k in names if searched.get(k) != getattr(args, k)]
     if same_dataset and differ:
-        raise runtime.UserError(
-            f"'{args.arch}' was searched with {' '.join(differ)}: give the same, so that no image that chose it is trained on"
-        )
+        advice = "give the same, so that no image that chose it is trained on"
+        raise runtime.UserError(f"'{args.arch}' was searched with {' '.join(differ)}: {advice}")
     return arch
-
-
-def describe(args, arch, num_classes):
-    """{arch, params, mmacs} of the sub-net."""
-    space = spaces.space(args.space)
-    net = space.Network(num_classes, args.channels, args.cells, arch)
-    losses.match_classifier(net, args.loss)
-    mmacs = spaces.macs_counter(net, args.image_size)() / 1e6
-    return {"arch": space.to_string(arch), "params": spaces.parameters(net), "mmacs": mmacs}
 
 
 def main(args):
     # set-up
     space = spaces.space(args.space)
     with runtime.users_mistake():
-        arch = space.from_string(args.arch)
         num_classes = data.num_classes(args.dataset)
     device = runtime.setup(args.device, args.seed)
+    net = space.Network(num_classes, args.channels, args.cells, space.from_string(args.arch))
+    losses.match_classifier(net, args.loss)
+    mmacs = spaces.macs_counter(net, args.image_size)() / 1e6
+    facts = {"arch": args.arch, "params": spaces.parameters(net), "mmacs": mmacs}
     if args.describe:
-        return runtime.print0(json.dumps(describe(args, arch, num_classes)))
+        return runtime.print0(json.dumps(facts))
     run = runtime.Run(args, device)
     if run.finished:
         return
 
     # data
-    with runtime.users_mistake():
-        (train,) = data.load(("train",), **flags.data_of(args), root=args.data_root, device=device)
-        normalise = data.Normalise(*data.channel_stats(train[0]), args.image_size, device)
-        batches = data.Batches(train, normalise, args.batch_size, args.seed, runtime.rank(), runtime.world())
-        counts = train[1].bincount()
-        weights = drw.class_weights(counts, args.beta).to(device)
+    batches, counts, weights = flags.training_data(args, device)
 
     # model
-    net = space.Network(num_classes, args.channels, args.cells, arch)
-    losses.match_classifier(net, args.loss)
     net.to(device)
     with runtime.users_mistake():
         backbone = fast.compiled(net) if args.compile else None
@@ -111,22 +97,22 @@ def main(args):
             loss=loss, clip=args.clip, precision=args.precision, backbone=backbone,
         )  # fmt: skip
         engine.average_statistics(net)
-        run.epoch_done(args.epochs, len(train[1]), metrics)
+        run.epoch_done(args.epochs, len(batches.labels), metrics)
 
     # save
     with runtime.users_mistake():
         ((images, labels),) = data.load(("test",), **flags.data_of(args), root=args.data_root, device=device)
     share = slice(runtime.rank(), None, runtime.world())
-    chunks, per_class = engine.normalised_chunks(images[share], normalise), labels.bincount(minlength=num_classes)
-    adjust = partial(losses.adjust_logits, counts=counts)
+    chunks = engine.normalised_chunks(images[share], batches.normalise)
+    per_class = labels.bincount(minlength=num_classes)
+    adjust = partial(losses.adjust_logits, counts=counts)  # after training, tau = 1
     correct = runtime.sum_over_ranks(engine.correct_by_class(net, chunks, labels[share]))
     adjusted = runtime.sum_over_ranks(engine.correct_by_class(net, chunks, labels[share], adjust=adjust))
-    facts = describe(args, arch, num_classes)
     if runtime.rank() == 0:
         runtime.save(run.path("model.pt"), {"kind": "sub-net", **facts, "loss": args.loss, "net": net.state_dict()})
     run.finish({
         **facts, "accuracy": engine.accuracies(correct, per_class, counts),
-        "adjusted": engine.accuracies(adjusted, per_class, counts),  # post-hoc logit adjustment, tau = 1
+        "adjusted": engine.accuracies(adjusted, per_class, counts),
         "per_class": (100 * correct.double() / per_class).tolist(), "seconds": run.seconds,
     })  # fmt: skip
 

@@ -33,44 +33,45 @@ def parse_args(argv=None):
     flags.add_run(parser, out="runs/search")
     args = parser.parse_args(argv)
     if args.crossovers + args.mutations > args.population:
-        raise runtime.UserError(
-            f"{args.crossovers} crossovers and {args.mutations} mutations exceed the population of {args.population}"
-        )
+        children = f"{args.crossovers} crossovers and {args.mutations} mutations"
+        raise runtime.UserError(f"{children} exceed the population of {args.population}")
     return args
 
 
-def evolve(space, score, fits, seed, *, generations, population, crossovers, mutations, mutate_probability, topk):
+def propose(space, scores, fits, rng, population, crossovers, mutations, mutate_probability, topk):
+    """The next generation, without the architectures that have scores. Fewer, if 20 draws for each find too few new ones."""
+    best = sorted(scores, key=scores.get, reverse=True)[:topk]  # stable: of equals, the one found first
+    proposed = []
+
+    def parent():
+        return best[rng.integers(len(best))]
+
+    def add(count, draw):
+        enough = len(proposed) + count
+        for _ in range(20 * count):
+            if len(proposed) < enough:
+                arch = draw()
+                if arch not in scores and arch not in proposed and fits(arch):
+                    proposed.append(arch)
+
+    if best:
+        add(mutations, lambda: spaces.mutate(parent(), space.CHOICES, mutate_probability, rng))
+        add(crossovers, lambda: spaces.crossover(parent(), parent(), rng))
+    add(population - len(proposed), lambda: spaces.sample(space.CHOICES, rng))
+    if not best and not proposed:  # random draws missed a tight limit, so mutation starts from the lightest
+        return [space.LIGHTEST]
+    return proposed
+
+
+def evolve(space, score, fits, seed, generations, **settings):
     """Yields all scores so far, {architecture: score}, after each generation, in the order of evaluation.
 
     space: the module of a search space, or anything with its CHOICES and LIGHTEST. score: list of architectures -> their
-    scores. fits: whether an architecture may be proposed; LIGHTEST must fit. No architecture is scored twice. A generation
-    is smaller than the population if a bounded number of draws finds too few new architectures that fit.
+    scores. fits: whether an architecture may be proposed; LIGHTEST must fit. settings: those of `propose`.
     """
-    scores, proposed = {}, set()
+    scores = {}
     for generation in range(generations):
-        rng = np.random.default_rng([seed, generation])
-        best = sorted(scores, key=scores.get, reverse=True)[:topk]  # stable: of equals, the one found first
-        candidates = []
-
-        def propose(count, draw, rng=rng, candidates=candidates):
-            for _ in range(20 * count):
-                if count:
-                    arch = draw(rng)
-                    if arch not in proposed and fits(arch):
-                        candidates.append(arch)
-                        proposed.add(arch)
-                        count -= 1
-
-        def parent(rng, best=best):
-            return best[rng.integers(len(best))]
-
-        if best:
-            propose(mutations, lambda rng: spaces.mutate(parent(rng), space.CHOICES, mutate_probability, rng))
-            propose(crossovers, lambda rng: spaces.crossover(parent(rng), parent(rng), rng))
-        propose(population - len(candidates), lambda rng: spaces.sample(space.CHOICES, rng))
-        if not scores and not candidates:  # random draws missed a tight limit, so mutation starts from the lightest
-            candidates = [space.LIGHTEST]
-            proposed.add(space.LIGHTEST)
+        candidates = propose(space, scores, fits, np.random.default_rng([seed, generation]), **settings)
         scores.update(zip(candidates, score(candidates), strict=True))
         yield scores
 
@@ -81,8 +82,7 @@ def read_scores(path, space):
         return {}
     with runtime.users_mistake(f"'{path}' is damaged, remove it to start anew"), open(path) as file:
         try:
-            lines = [json.loads(line) for line in file]
-            return {space.from_string(line["arch"]): {**line, "seconds": float(line["seconds"])} for line in lines}
+            return {space.from_string(line["arch"]): line for line in map(json.loads, file)}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(error) from None
 
@@ -119,25 +119,24 @@ def main(args):
     def score(archs):
         unknown = [arch for arch in archs if arch not in known]
         for i in range(0, len(unknown), runtime.world()):
-            start = time.perf_counter()
-            chunk = unknown[i : i + runtime.world()]
+            start, chunk, own = time.perf_counter(), unknown[i : i + runtime.world()], runtime.rank()
             accuracies = torch.zeros(len(chunk), dtype=torch.float64, device=device)
-            if runtime.rank() < len(chunk):
-                accuracies[runtime.rank()] = score_path(chunk[runtime.rank()])
-            accuracies = runtime.sum_over_ranks(accuracies).tolist()
+            if own < len(chunk):
+                accuracies[own] = score_path(chunk[own])
+            runtime.sum_over_ranks(accuracies)
             seconds = (time.perf_counter() - start) / len(chunk)
-            for arch, accuracy in zip(chunk, accuracies, strict=True):
+            for arch, accuracy in zip(chunk, accuracies.tolist(), strict=True):
                 known[arch] = {"arch": space.to_string(arch), "accuracy": accuracy, "seconds": seconds}
             run.write_lines("scores.jsonl", known.values())
         return [known[arch]["accuracy"] for arch in archs]
 
+    def fits(arch):
+        return args.max_mmacs is None or macs(arch) <= args.max_mmacs * 1e6
+
     # loop
-    settings = ("generations", "population", "crossovers", "mutations", "mutate_probability", "topk")
-    generations = evolve(
-        space, score, lambda arch: args.max_mmacs is None or macs(arch) <= args.max_mmacs * 1e6, args.seed,
-        **{name: getattr(args, name) for name in settings},
-    )  # fmt: skip
-    for generation, scores in enumerate(generations, start=1):
+    names = ("generations", "population", "crossovers", "mutations", "mutate_probability", "topk")
+    settings = {name: getattr(args, name) for name in names}
+    for generation, scores in enumerate(evolve(space, score, fits, args.seed, **settings), start=1):
         seconds = sum(line["seconds"] for line in known.values())
         best = max(scores, key=scores.get)
         runtime.print0(

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from common import data, drw, engine, flags, losses, runtime, spaces
+from common import drw, engine, flags, losses, runtime, spaces
 
 
 def parse_args(argv=None):
@@ -37,12 +37,7 @@ def main(args):
         return
 
     # data
-    with runtime.users_mistake():
-        (train,) = data.load(("train",), **flags.data_of(args), root=args.data_root, device=device)
-        normalise = data.Normalise(*data.channel_stats(train[0]), args.image_size, device)
-        batches = data.Batches(train, normalise, args.batch_size, args.seed, runtime.rank(), runtime.world())
-        counts = train[1].bincount()
-        weights = drw.class_weights(counts, args.beta).to(device)
+    batches, counts, weights = flags.training_data(args, device)
 
     # model
     net = spaces.supernet(args.space, len(counts), args.channels, args.cells)
@@ -63,14 +58,13 @@ def main(args):
             net, batches, epoch, optimizer, weights if reweight else torch.ones_like(weights),
             loss=loss, path=lambda step: spaces.path(choices, args.seed, step), clip=args.clip, precision=args.precision,
         )  # fmt: skip
-        run.epoch_done(args.epochs, len(train[1]), metrics)
+        run.epoch_done(args.epochs, len(batches.labels), metrics)
 
     # save
     procedure = "source" if counts.min() == counts.max() else "P3"
     facts = {"procedure": procedure, "dataset": args.dataset, "imbalance": args.imbalance, "seed": args.seed}
     shape = {"space": args.space, "channels": args.channels, "cells": args.cells}
-    run.save_supernet(net, {**shape, **facts, "loss": args.loss, "data": flags.data_of(args)})
-    run.finish({**facts, "epochs": args.epochs, "seconds": run.seconds, "supernet": run.path("supernet.pt")})
+    run.finish_supernet(net, facts, args.epochs, **shape, loss=args.loss, data=flags.data_of(args))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,6 @@ CLASSES = {"cifar10": 10, "cifar100": 100, "synthetic10": 10, "synthetic100": 10
 PADDING = 4  # zero pixels on each side before the random crop, as in He et al. 2016
 
 
-# Which images
-
-
 def long_tail_counts(sizes, ratio):
     """Images kept of each class: int(n_c * mu^c), at least 1, with mu = ratio^(-1 / (C - 1)) (section 4.1; Cui et al. 2019).
 
@@ -61,12 +58,9 @@ def _shuffled(labels, c, seed):
     return np.random.default_rng([seed, c]).permutation(np.flatnonzero(labels == c))
 
 
-# Where they come from
-
-
 def num_classes(name):
-    """Number of classes of a dataset. For a folder it is counted from train/, without reading an image."""
-    return CLASSES[name] if name in CLASSES else len(_class_folders(name, "train"))
+    """Number of classes of a dataset, without reading an image."""
+    return len(class_sizes(name, "train"))
 
 
 def class_sizes(name, split):
@@ -105,7 +99,12 @@ def _open(name, split, root, size):
                 source = getattr(torchvision.datasets, name.upper())(root, train=split == "train", download=True)
         except (OSError, RuntimeError) as error:
             raise ValueError(f"cannot download {name} into '{root}': {error}") from None
-        return np.asarray(source.targets), lambda indices: _resized(torch.from_numpy(source.data[indices]), size)
+
+        def fetch(indices):
+            images = torch.from_numpy(source.data[indices]).permute(0, 3, 1, 2)
+            return transforms.resize(images, [size, size]).permute(0, 2, 3, 1).contiguous()  # 32x32 stays as it is
+
+        return np.asarray(source.targets), fetch
     if name in CLASSES:
         # Imported by name and only here, so that this file can be copied without the painter.
         images, labels = importlib.import_module("common.synthetic").paint(CLASSES[name], split, size)
@@ -126,29 +125,20 @@ def _one_process_at_a_time(root):
         yield
 
 
-def _resized(images, size):
-    """uint8 (k, H, H, 3) -> uint8 (k, size, size, 3)."""
-    if images.shape[1] == size:
-        return images
-    return transforms.resize(images.permute(0, 3, 1, 2), [size, size]).permute(0, 2, 3, 1).contiguous()
-
-
-def _class_folders(name, split):
-    if not os.path.isdir(name):
-        raise ValueError(f"unknown dataset '{name}': choose from {', '.join(CLASSES)}, or give a folder of images")
-    try:
-        return torchvision.datasets.folder.find_classes(os.path.join(name, split))[0]
-    except FileNotFoundError:
-        raise ValueError(
-            f"'{name}' has no class folders in '{split}/': a dataset is train/<class>/* and val/<class>/*"
-        ) from None
-
-
 def _list_folder(name, split):
     """Paths and labels, numpy (n,), of a folder's images."""
-    unmatched = set(_class_folders(name, "train")) ^ set(_class_folders(name, "val"))
+    if not os.path.isdir(name):
+        raise ValueError(f"unknown dataset '{name}': choose from {', '.join(CLASSES)}, or give a folder of images")
+    classes = {}
+    for part in ("train", "val"):
+        try:
+            classes[part] = set(torchvision.datasets.folder.find_classes(os.path.join(name, part))[0])
+        except FileNotFoundError:
+            layout = "a dataset is train/<class>/* and val/<class>/*"
+            raise ValueError(f"'{name}' has no class folders in '{part}/': {layout}") from None
+    unmatched = ", ".join(sorted(classes["train"] ^ classes["val"]))
     if unmatched:
-        raise ValueError(f"'{name}': train/ and val/ must hold the same classes; only one has: {', '.join(sorted(unmatched))}")
+        raise ValueError(f"'{name}': train/ and val/ must hold the same classes; only one has: {unmatched}")
     try:
         files = torchvision.datasets.ImageFolder(os.path.join(name, split)).samples
     except FileNotFoundError as error:
@@ -157,7 +147,7 @@ def _list_folder(name, split):
 
 
 def _decode(path, size):
-    """One image file as uint8 (size, size, 3). An image of another size is scaled by its shorter side and centre-cropped."""
+    """One image file as uint8 (size, size, 3): if it has another size, its shorter side is scaled and its centre cropped."""
     try:
         image = torchvision.datasets.folder.default_loader(path)
     except Exception as error:  # Pillow raises many kinds for a damaged file
@@ -165,9 +155,6 @@ def _decode(path, size):
     if image.size != (size, size):
         image = transforms.center_crop(transforms.resize(image, size), size)
     return torch.from_numpy(np.array(image))
-
-
-# Batches
 
 
 def channel_stats(images):
@@ -195,11 +182,10 @@ class Normalise:
 
 
 class Batches:
-    """Shuffled, augmented training batches of a split that is on the device.
+    """Shuffled training batches of a split that is on the device: padded, randomly cropped and flipped, and normalised.
 
-    Each image is padded by 4 black pixels, cropped at a random place, flipped at random, and normalised. Order, crops and
-    flips depend on (seed, epoch) alone, whatever the device and the number of ranks; rank r of w gets its share of every
-    batch. An epoch is ceil(n / batch_size) batches whose sizes differ by at most one image, so that none is tiny.
+    Order, crops and flips depend on (seed, epoch) alone, whatever the device and the number of ranks; rank r of w gets its
+    share of every batch. An epoch is ceil(n / batch_size) batches whose sizes differ by at most one, so that none is tiny.
     """
 
     def __init__(self, split, normalise, batch_size, seed, rank=0, world=1):
@@ -207,8 +193,7 @@ class Batches:
         self.normalise, self.seed, self.rank, self.world = normalise, seed, rank, world
         n, h, w, _ = images.shape
         padded = F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
-        places = 2 * PADDING + 1
-        row = padded.stride(1)
+        places, row = 2 * PADDING + 1, padded.stride(1)
         # A view of all crops of all images, (n, 9, 9, H, 3W): picking one crop of each image is then a single gather.
         self.crops = padded.as_strided((n, places, places, h, 3 * w), (padded.stride(0), row, 3, row, 1))
         self.count = -(-n // batch_size)

@@ -24,7 +24,7 @@ def use_batch_statistics(net):
 
 
 def sgd(net, lr, momentum, weight_decay):
-    """SGD in one fused kernel."""
+    """torch.optim.SGD, fused."""
     optimizer = torch.optim.SGD(net.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
     for weight in net.parameters():
         # Fused SGD needs a momentum buffer for every parameter, also for operations that no path has used yet.
@@ -33,11 +33,8 @@ def sgd(net, lr, momentum, weight_decay):
 
 
 def average_gradients(gradients, weight):
-    """Turns each rank's gradients of its summed loss into those of the weighted mean over all ranks, in place.
-
-    One flat all-reduce carries the gradients and the rank's sum of weights, so uneven shares need no special care.
-    """
-    if world() > 1:
+    """Turns each rank's gradients of its summed loss into those of the weighted mean over all ranks, in place."""
+    if world() > 1:  # one all-reduce carries the gradients and the sum of weights, so that shares may be uneven
         flat = sum_over_ranks(torch.cat([*(g.flatten() for g in gradients), weight[None]]))
         *parts, weight = flat.split([*(g.numel() for g in gradients), 1])
         torch._foreach_copy_(gradients, [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)])
@@ -56,10 +53,10 @@ def train_epoch(
     backbone: replaces net.features. Returns {"loss", "accuracy"}, means over the epoch's images on all ranks. UserError
     names the first step with a loss that is not finite, or says that the last step broke the weights.
     """
-    device, backbone = class_weights.device, backbone or net.features
+    device, backbone, first_step = class_weights.device, backbone or net.features, (epoch - 1) * len(batches)
     totals = torch.zeros(5, dtype=torch.float64, device=device)  # loss, weight, correct, images, steps with a finite loss
-    for i, (images, labels) in enumerate(batches.epoch(epoch)):
-        arch = () if path is None else (path((epoch - 1) * len(batches) + i),)
+    for step, (images, labels) in enumerate(batches.epoch(epoch), first_step):
+        arch = (path(step),) if path else ()
         bf16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
         with torch.set_grad_enabled(not freeze_backbone), bf16:
             features = backbone(images, *arch)
@@ -78,11 +75,12 @@ def train_epoch(
             totals += torch.stack([batch_loss.detach(), weight, correct, one * len(labels), finite * one])
     steps = int(totals[4])
     total_loss, weight, correct, seen, _ = sum_over_ranks(totals).tolist()
+    advice = "a lower --lr or --clip may help"
     if not math.isfinite(total_loss):
-        arch = "" if path is None else f", architecture {net.to_string(path((epoch - 1) * len(batches) + steps))}"
-        raise UserError(f"the loss is not finite since epoch {epoch}, step {steps + 1}{arch}: a lower --lr or --clip may help")
+        arch = f", architecture {net.to_string(path(first_step + steps))}" if path else ""
+        raise UserError(f"the loss is not finite since epoch {epoch}, step {steps + 1}{arch}: {advice}")
     if not all_finite(dict(net.named_parameters())):  # no loss has been computed since the last step
-        raise UserError(f"the weights are not finite after epoch {epoch}: a lower --lr or --clip may help")
+        raise UserError(f"the weights are not finite after epoch {epoch}: {advice}")
     return {"loss": total_loss / weight, "accuracy": 100 * correct / seen}
 
 
@@ -100,16 +98,15 @@ class Head(nn.Module):
 class KeptFeatures:
     """Batches of features instead of images: what a frozen backbone computed in one whole epoch, each batch on its own path.
 
-    Iterated like `data.Batches`: (features (B, D) float32, labels (B,) int64), shuffled anew in each epoch over all batches,
-    and so over paths. path: step -> architecture.
+    Iterated like `data.Batches`: (features (B, D) float32, labels (B,) int64), shuffled anew in each epoch, and so over paths.
     """
 
     @torch.no_grad()
     def __init__(self, net, batches, epoch, path, precision="fp32"):
-        kept, first_step = [], (epoch - 1) * len(batches)
-        for i, (images, labels) in enumerate(batches.epoch(epoch)):
+        kept = []
+        for step, (images, labels) in enumerate(batches.epoch(epoch), (epoch - 1) * len(batches)):
             with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                kept.append((net.features(images, path(first_step + i)).float(), labels))
+                kept.append((net.features(images, path(step)).float(), labels))
         self.sizes, self.seed = [len(labels) for _, labels in kept], batches.seed
         self.features, self.labels = (torch.cat(parts) for parts in zip(*kept, strict=True))
 
@@ -122,11 +119,8 @@ class KeptFeatures:
             yield self.features[batch], self.labels[batch]
 
 
-# Evaluation
-
-
 def average_statistics(net):
-    """Averages a sub-net's BN running statistics over ranks, each of which has seen only its share of the batches."""
+    """Averages a sub-net's BN running statistics over ranks, each of which has seen only its share of every batch."""
     if world() > 1:
         for name, statistic in net.named_buffers():
             if name.endswith(("running_mean", "running_var")):
@@ -134,7 +128,7 @@ def average_statistics(net):
 
 
 def chunks_of(images):
-    """Splits images evenly into forward passes: on a CPU so small that they stay in its caches."""
+    """Splits images evenly into forward passes, which on a CPU are small enough for its caches."""
     return images.tensor_split(math.ceil(len(images) / (100 if images.device.type == "cpu" else 1000)))
 
 
@@ -194,9 +188,8 @@ def accuracies(correct, images, counts):
 def scorer(net, train, val, bn_images, seed):
     """A function from an architecture to the accuracy in % of that path of a super-net: Acc of Eq. 2.
 
-    train, val: splits on the device. For every architecture, BN statistics are rebuilt from the same `bn_images` of train
-    (or all, if there are fewer; the seed chooses them), and accuracy is over all of val. ValueError if the data have more
-    classes than the net.
+    train, val: splits on the device. BN statistics are rebuilt from the same `bn_images` of train (or all, if there are fewer;
+    the seed chooses them) for every path, and accuracy is over all of val. ValueError if the net has too few classes.
     """
     classes = net.classifier.out_features
     if max(int(labels.max()) for _, labels in (train, val)) >= classes:

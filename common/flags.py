@@ -3,23 +3,22 @@
 import argparse
 import math
 
-from . import data, losses, spaces
-from .runtime import UserError
-
-# Types: each flag declares how its value is checked.
+from . import data, drw, losses, spaces
+from .runtime import UserError, rank, users_mistake, world
 
 
 def number(kind, least, most=math.inf, above=False):
     """An argparse type: an int or float of at least `least` (above: greater than it), and below `most`."""
+
+    bounds = f"{'greater than' if above else 'at least'} {least}{'' if most == math.inf else f' and below {most:g}'}"
 
     def parse(text):
         try:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"must be {'an integer' if kind is int else 'a number'}, not '{text}'") from None
-        if not (least < value if above else least <= value) or not value < most:
-            bound = f"greater than {least}" if above else f"at least {least}"
-            raise argparse.ArgumentTypeError(f"must be {bound}{'' if most == math.inf else f' and below {most:g}'}, not {text}")
+        if not least <= value < most or (above and value == least):
+            raise argparse.ArgumentTypeError(f"must be {bounds}, not {text}")
         return value
 
     return parse
@@ -43,36 +42,34 @@ def image_size(text):
     return value
 
 
-# Groups of flags
-
-
 def add_run(parser, out, seeds=False):
     """seeds: take several seeds, --seeds, instead of one."""
-    group = parser.add_argument_group("run")
-    group.add_argument("--out", default=out, help="run folder; the same command again resumes it")
+    add = parser.add_argument_group("run").add_argument
+    add("--out", default=out, help="run folder; the same command again resumes it")
     if seeds:
-        group.add_argument("--seeds", type=seed, nargs="+", default=[0], metavar="S", help="seeds of weights and batches")
+        add("--seeds", type=seed, nargs="+", default=[0], metavar="S", help="seeds of weights and batches")
     else:
-        group.add_argument("--seed", type=seed, default=0, help="seed of weights, batches and paths")
-    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ..., or auto: a GPU if there is one")
-    group.add_argument("--data-root", default="data", help="where CIFAR is kept or downloaded to")
+        add("--seed", type=seed, default=0, help="seed of weights, batches and paths")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ..., or auto: a GPU if there is one")
+    add("--data-root", default="data", help="where CIFAR is kept or downloaded to")
 
 
 def add_data(parser, dataset, imbalance):
     group = parser.add_argument_group("data")
-    known = ", ".join(data.CLASSES)
-    group.add_argument("--dataset", default=dataset, help=f"{known}, or a folder of train/<class>/* and val/<class>/* images")
+    add, known = group.add_argument, ", ".join(data.CLASSES)
+    add("--dataset", default=dataset, help=f"{known}, or a folder of train/<class>/* and val/<class>/* images")
     text = "keep int(n R^(-c/(C-1))) images of class c; 1 keeps all"
-    group.add_argument("--imbalance", type=ratio, default=imbalance, metavar="R", help=text)
+    add("--imbalance", type=ratio, default=imbalance, metavar="R", help=text)
     add_draw(group)
 
 
 def add_draw(group):
     """The data flags of a script that takes several datasets."""
-    group.add_argument("--data-seed", type=seed, default=0, help="seed of the long-tail draw and the hold-out")
+    add = group.add_argument
+    add("--data-seed", type=seed, default=0, help="seed of the long-tail draw and the hold-out")
     text = "search on K training images a class, held out before the long-tail draw; 0: on the test split"
-    group.add_argument("--val-per-class", type=count, default=0, metavar="K", help=text)
-    group.add_argument("--image-size", type=image_size, default=32, metavar="S", help="images become S x S, a multiple of 4")
+    add("--val-per-class", type=count, default=0, metavar="K", help=text)
+    add("--image-size", type=image_size, default=32, metavar="S", help="images become S x S, a multiple of 4")
 
 
 def data_of(args):
@@ -80,11 +77,20 @@ def data_of(args):
     return {k: getattr(args, k) for k in ("dataset", "imbalance", "data_seed", "val_per_class", "image_size")}
 
 
+def training_data(args, device):
+    """This rank's (batches, counts (C,), class weights (C,)) of the training split that the flags describe, on the device."""
+    with users_mistake():
+        (train,) = data.load(("train",), **data_of(args), root=args.data_root, device=device)
+        normalise = data.Normalise(*data.channel_stats(train[0]), args.image_size, device)
+        batches = data.Batches(train, normalise, args.batch_size, args.seed, rank(), world())
+        counts = train[1].bincount()
+        return batches, counts, drw.class_weights(counts, args.beta).to(device)
+
+
 def add_shape(group):
     group.add_argument("--channels", type=width, help="width of the first stage (default: darts 36, others 16)")
-    group.add_argument(
-        "--cells", type=positive_int, help="darts: cells in all (default 20); others: cells per stage (default 5)"
-    )
+    text = "darts: cells in all (default 20); others: cells per stage (default 5)"
+    group.add_argument("--cells", type=positive_int, help=text)
 
 
 def fill_shape(args, space):
@@ -96,28 +102,27 @@ def fill_shape(args, space):
 
 def add_training(parser, lr, warmup, epochs, milestones, reweight_from):
     """epochs, milestones, reweight_from: help texts for the defaults that `fill_schedule` computes."""
-    group = parser.add_argument_group("training")
-    text = "BS is balanced softmax; a -DRW loss is re-weighted late"
-    group.add_argument("--loss", choices=losses.LOSSES, default="CE-DRW", help=text)
-    group.add_argument("--epochs", type=positive_int, help=f"passes over the training images (default: {epochs})")
-    group.add_argument("--lr", type=positive, default=lr, help="initial learning rate")
+    add = parser.add_argument_group("training").add_argument
+    add("--loss", choices=losses.LOSSES, default="CE-DRW", help="BS is balanced softmax; a -DRW loss is re-weighted late")
+    add("--epochs", type=positive_int, help=f"passes over the training images (default: {epochs})")
+    add("--lr", type=positive, default=lr, help="initial learning rate")
     text = f"epochs, counted from 1, from which the learning rate is multiplied by 0.01 (default: {milestones})"
-    group.add_argument("--milestones", type=positive_int, nargs="*", metavar="E", help=text)
-    group.add_argument("--warmup", type=count, default=warmup, help="epochs of linear warm-up")
+    add("--milestones", type=positive_int, nargs="*", metavar="E", help=text)
+    add("--warmup", type=count, default=warmup, help="epochs of linear warm-up")
     text = f"epoch from which a -DRW loss is re-weighted (default: {reweight_from})"
-    group.add_argument("--reweight-from", type=positive_int, metavar="E", help=text)
-    group.add_argument("--beta", type=float, default=0.9999, help="beta of the effective number (1 - beta^n) / (1 - beta)")
-    group.add_argument("--batch-size", type=positive_int, default=128, help="images a step, over all ranks")
-    group.add_argument("--momentum", type=non_negative, default=0.9, help="momentum of SGD")
-    group.add_argument("--weight-decay", type=non_negative, default=2e-4, help="weight decay of SGD")
-    group.add_argument("--clip", type=positive, default=5.0, help="largest gradient norm")
-    group.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="precision of the backbone in training")
+    add("--reweight-from", type=positive_int, metavar="E", help=text)
+    add("--beta", type=float, default=0.9999, help="beta of the effective number (1 - beta^n) / (1 - beta)")
+    add("--batch-size", type=positive_int, default=128, help="images a step, over all ranks")
+    add("--momentum", type=non_negative, default=0.9, help="momentum of SGD")
+    add("--weight-decay", type=non_negative, default=2e-4, help="weight decay of SGD")
+    add("--clip", type=positive, default=5.0, help="largest gradient norm")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="precision of the backbone in training")
 
 
 def fill_schedule(args, epochs, milestones, reweight_from):
-    """Fills in the schedule that was not given: the paper's, in proportion if --epochs is not the paper's.
+    """Fills in the schedule that was not given: the paper's, which these are, in proportion to --epochs.
 
-    epochs, milestones, reweight_from: the paper's. UserError for an epoch beyond the last.
+    UserError for an epoch beyond the last.
     """
     args.epochs = epochs if args.epochs is None else args.epochs
 
@@ -128,15 +133,14 @@ def fill_schedule(args, epochs, milestones, reweight_from):
         args.milestones = sorted({scaled(m) for m in milestones} - {1})
     if args.reweight_from is None:
         args.reweight_from = scaled(reweight_from)
-    for flag, values in (("--milestones", args.milestones), ("--reweight-from", [args.reweight_from])):
-        for epoch in values:
-            if epoch > args.epochs:
-                raise UserError(f"{flag} {epoch} is beyond the last of the {args.epochs} epochs")
+    for flag, epoch in (*(("--milestones", m) for m in args.milestones), ("--reweight-from", args.reweight_from)):
+        if epoch > args.epochs:
+            raise UserError(f"{flag} {epoch} is beyond the last of the {args.epochs} epochs")
 
 
-def add_compile(parser):
+def add_compile(group):
     text = "faster sub-nets: CUDA graphs on a GPU; on a CPU torch.compile, which pays off only in long runs"
-    parser.add_argument("--compile", action="store_true", help=text)
+    group.add_argument("--compile", action="store_true", help=text)
 
 
 def add_bn_images(group):

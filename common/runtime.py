@@ -28,19 +28,16 @@ class UserError(Exception):
     """A mistake of the user's. `launch` prints it as one line."""
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps a script's docstring as it is, and adds a flag's default to its help."""
-
-    def _get_help_string(self, action):
-        hidden = action.default is None or isinstance(action.default, bool)
-        return action.help if hidden else super()._get_help_string(action)
-
-
 class Parser(argparse.ArgumentParser):
     """argparse with the script's docstring as its description, and errors that `launch` prints in one line."""
 
+    class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+        def _get_help_string(self, action):
+            hidden = action.default is None or isinstance(action.default, bool)
+            return action.help if hidden else super()._get_help_string(action)
+
     def __init__(self, doc, **kwargs):
-        super().__init__(description=doc, formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
+        super().__init__(description=doc, formatter_class=self.HelpFormatter, allow_abbrev=False, **kwargs)
 
     def error(self, message):
         raise UserError(message)
@@ -48,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
 @contextmanager
 def users_mistake(where=""):
-    """Turns a ValueError or an unreadable file in the block into a UserError: a wrong string, image, folder or checkpoint."""
+    """Turns a ValueError or an unreadable file in the block into a UserError."""
     try:
         yield
     except (ValueError, OverflowError, RecursionError, OSError) as error:
@@ -60,7 +57,7 @@ def users_mistake(where=""):
 def launch(parse_args, main):
     """Runs a script and exits: with 2 and one line on stderr for a UserError, with 1 and one line for an OSError.
 
-    SIGTERM and SIGINT end it at once with 143 and 130. The same command resumes after the last finished epoch.
+    SIGTERM and SIGINT end it at once with 143 and 130.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
@@ -71,16 +68,15 @@ def launch(parse_args, main):
         if dist.is_initialized():
             dist.barrier()  # a rank that leaves first would cut the connection while the others still read
             dist.destroy_process_group()
-    except UserError as error:
-        status, message = 2, error
-    except OSError as error:
-        status, message = 1, error
+    except (UserError, OSError) as error:
+        status, message = 2 if isinstance(error, UserError) else 1, error
     except SystemExit as end:
         status, message = (end.code, None) if isinstance(end.code, int | None) else (1, end.code)
     except Exception as error:
-        status, message = 1, "stopped because another rank stopped"
-        if not (dist.is_initialized() and "peer" in str(error)):
-            message = None
+        status = 1
+        if dist.is_initialized() and "peer" in str(error):
+            message = "stopped because another rank stopped"
+        else:
             traceback.print_exc()
     with suppress(OSError):  # nobody reads any more, or the disk is full
         if message:
@@ -89,9 +85,6 @@ def launch(parse_args, main):
         sys.stderr.flush()
     # After an error the other ranks may be in a collective that never ends, so do not wait for them.
     os._exit(status) if dist.is_initialized() else sys.exit(status)
-
-
-# Processes
 
 
 def rank():
@@ -105,7 +98,7 @@ def world():
 
 
 def print0(*words):
-    """Prints on rank 0, at once."""
+    """Prints on rank 0."""
     if rank() == 0:
         print(*words, flush=True)
 
@@ -116,11 +109,10 @@ def setup(device, seed, group=True):
     device: "auto" is a GPU if there is one; unless the device has a number, ranks cycle over the GPUs. The backend is NCCL if
     every rank has a GPU of its own, gloo otherwise. group: False for ranks that work independently.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     own_gpu = False
     try:
-        device = torch.device(device)
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(auto if device == "auto" else device)
         if device.type == "cuda" and device.index is None:  # decided before anything is put on the first GPU
             own_gpu = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count()
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % max(torch.cuda.device_count(), 1))
@@ -150,13 +142,10 @@ def end_with_parent():
 
 
 def sum_over_ranks(tensor):
-    """The tensor, summed over ranks in place."""
+    """Sums the tensor over ranks, in place, and returns it."""
     if world() > 1:
         dist.all_reduce(tensor)
     return tensor
-
-
-# Files
 
 
 def write(path, content):
@@ -168,12 +157,11 @@ def write(path, content):
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException as error:
-        with suppress(OSError):
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write '{path}': {error.strerror}") from None
+    finally:
+        with suppress(OSError):  # renamed, if all went well
             os.remove(beside)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, f"cannot write '{path}': {error.strerror}") from None
-        raise
 
 
 def save(path, contents):
@@ -187,18 +175,17 @@ def load_checkpoint(path, kind):
     """The dict that `save` wrote, on the CPU. UserError if it cannot be read, is damaged, or is of another kind."""
     try:
         with zipfile.ZipFile(path) as file:  # torch.load does not verify the checksums
-            damaged = file.testzip()
-        if damaged:
-            raise ValueError(f"the checksum of '{damaged}' is wrong")
+            if damaged := file.testzip():
+                raise ValueError(f"the checksum of '{damaged}' is wrong")
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint '{path}'") from None
     except Exception as error:  # a file cut short, a picture, a folder, a pickle: each raises its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"'{path}' is not a checkpoint, or is damaged: {reason}") from None
-    if not isinstance(contents, dict) or contents.get("kind") != kind:
-        found = f" but of a {contents['kind']}" if isinstance(contents, dict) and "kind" in contents else ""
-        raise UserError(f"'{path}' is not the checkpoint of a {kind}{found}")
+    found = contents.get("kind") if isinstance(contents, dict) else None
+    if found != kind:
+        raise UserError(f"'{path}' is not the checkpoint of a {kind}{f' but of a {found}' if found else ''}")
     return contents
 
 
@@ -221,8 +208,6 @@ def environment(device):
     }  # fmt: skip
 
 
-# The run folder
-
 LOCATIONS = {"out", "device", "data_root"}  # flags that say where a run happens, not what it computes
 
 
@@ -235,44 +220,30 @@ def _changed(saved, flags):
     return [k for k in sorted({*saved, *flags} - LOCATIONS) if value(saved.get(k)) != value(flags.get(k))]
 
 
-def _lock(path, folder):
-    """An open, locked file, so that two runs never share a folder. UserError if another process holds the lock."""
-    file = open(path, "w")  # noqa: SIM115
-    try:
-        import fcntl
-
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise UserError(f"another process is working in '{folder}'") from None
-    except (ImportError, OSError):
-        pass  # not POSIX, or a file system without locks
-    return file
-
-
 class Run:
     """A run folder: config.json, metrics.jsonl, last.pt, the product, and result.json, whose presence means done."""
 
     def __init__(self, args, device):
         self.folder, self.history, self.seconds = args.out, [], 0.0
         flags = json.loads(json.dumps(vars(args)))
+        self.config = {"flags": flags, **environment(device)}
         with users_mistake():
             os.makedirs(self.folder, exist_ok=True)
-        config = self.path("config.json")
-        if os.path.exists(config):
-            try:
-                with open(config) as file:
-                    saved = dict(json.load(file)["flags"])
-            except (OSError, ValueError, KeyError, TypeError, RecursionError):
-                raise UserError(f"'{config}' is not the config.json of a run, or is damaged") from None
-            changed = [f"{k} was {saved.get(k)}, is {flags.get(k)}" for k in _changed(saved, flags)]
-            if changed:
-                raise UserError(f"'{self.folder}' holds a run with other flags: {', '.join(changed)}")
-        self.config = {"flags": flags, **environment(device)}
+        try:
+            with open(self.path("config.json")) as file:
+                saved = dict(json.load(file)["flags"])
+        except FileNotFoundError:
+            saved = flags
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(f"'{self.path('config.json')}' is not the config.json of a run, or is damaged") from None
+        changed = [f"{k} was {saved.get(k)}, is {flags.get(k)}" for k in _changed(saved, flags)]
+        if changed:
+            raise UserError(f"'{self.folder}' holds a run with other flags: {', '.join(changed)}")
         self.finished = os.path.exists(self.path("result.json"))
         if self.finished:
             print0(f"{self.folder}: already finished, see {self.path('result.json')}")
         elif rank() == 0:
-            self.lock = _lock(self.path("lock"), self.folder)
+            self._lock()
             for name in os.listdir(self.folder):  # left by a process that was killed while it wrote
                 if name.endswith(".tmp"):
                     os.remove(self.path(name))
@@ -280,11 +251,23 @@ class Run:
         if world() > 1 and images < 32:
             print0(f"each rank's batch norm sees only {images} images a step: raise --batch-size, or use fewer ranks")
 
+    def _lock(self):
+        """Makes sure that two processes never share the folder. UserError if another one has it."""
+        self.lock = open(self.path("lock"), "w")  # noqa: SIM115
+        try:
+            import fcntl
+
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(f"another process is working in '{self.folder}'") from None
+        except (ImportError, OSError):
+            pass  # not POSIX, or a file system without locks
+
     def path(self, name):
         return os.path.join(self.folder, name)
 
     def begin(self):
-        """Writes config.json after all flags have been checked, so that a mistake does not claim the folder."""
+        """Writes config.json: after all flags have been checked, so that a mistake does not claim the folder."""
         if rank() == 0 and not os.path.exists(self.path("config.json")):
             write(self.path("config.json"), json.dumps(self.config, indent=1))
 
@@ -307,17 +290,18 @@ class Run:
         return len(self.history) + 1
 
     def epoch_done(self, epochs, images, metrics):
-        """Records an epoch over so many images. Rank 0 saves before it prints, since stdout may be closed or full."""
+        """Records an epoch over so many images. Saves before it prints, since stdout may be closed or full."""
         seconds = time.perf_counter() - self.clock
         self.seconds += seconds
         epoch = len(self.history) + 1
         self.history.append({"epoch": epoch, **metrics, "seconds": seconds})
-        left = timedelta(seconds=round(self.seconds / epoch * (epochs - epoch)))
         if rank() == 0:
-            state = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "history": self.history}
-            facts = {"kind": "run in progress", "flags": self.config["flags"], "seconds": self.seconds}
-            save(self.path("last.pt"), {**facts, **state})
+            save(self.path("last.pt"), {
+                "kind": "run in progress", "flags": self.config["flags"], "seconds": self.seconds, "history": self.history,
+                "net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(),
+            })  # fmt: skip
         self.write_lines("metrics.jsonl", self.history)
+        left = timedelta(seconds=round(self.seconds / epoch * (epochs - epoch)))
         print0(
             f"epoch {epoch}/{epochs}  loss {metrics['loss']:.4f}  accuracy {metrics['accuracy']:.2f} %  "
             f"{images / seconds:,.0f} images/s  {left} left"
@@ -329,11 +313,13 @@ class Run:
         if rank() == 0:
             write(self.path(name), "".join(json.dumps(line) + "\n" for line in lines))
 
-    def save_supernet(self, net, facts):
-        """Writes supernet.pt. facts: what later stages read from it: space, channels, cells, loss, data, procedure, ..."""
+    def finish_supernet(self, net, facts, epochs, **rest):
+        """Writes supernet.pt and result.json. rest: what only later stages need: space, channels, cells, loss, data."""
+        path = self.path("supernet.pt")
         if rank() == 0:
-            facts = {"kind": "super-net", **facts, "num_classes": net.classifier.out_features}
-            save(self.path("supernet.pt"), {**facts, "net": net.state_dict()})
+            classes = net.classifier.out_features
+            save(path, {"kind": "super-net", **facts, **rest, "num_classes": classes, "net": net.state_dict()})
+        self.finish({**facts, "epochs": epochs, "seconds": self.seconds, "supernet": path})
 
     def finish(self, result):
         """Writes result.json, last of all."""

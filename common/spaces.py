@@ -37,18 +37,19 @@ def parse(text):
 
 def sample(choices, rng):
     """An architecture, each gene drawn uniformly. rng: numpy Generator."""
-    return tuple(int(g) for g in rng.integers(0, choices))
+    return tuple(rng.integers(0, choices).tolist())
 
 
 def mutate(arch, choices, probability, rng):
     """Each gene is drawn anew with this probability (Guo et al. 2020)."""
-    fresh = rng.integers(0, choices)
-    return tuple(int(f) if m else g for g, f, m in zip(arch, fresh, rng.random(len(arch)) < probability, strict=True))
+    fresh, drawn = sample(choices, rng), rng.random(len(arch)) < probability
+    return tuple(new if is_drawn else old for old, new, is_drawn in zip(arch, fresh, drawn, strict=True))
 
 
 def crossover(one, other, rng):
     """Each gene comes from either parent (Guo et al. 2020)."""
-    return tuple(a if m else b for a, b, m in zip(one, other, rng.random(len(one)) < 0.5, strict=True))
+    first = rng.random(len(one)) < 0.5
+    return tuple(a if from_one else b for a, b, from_one in zip(one, other, first, strict=True))
 
 
 def path(choices, seed, step):
@@ -82,8 +83,7 @@ def parameters(net):
 def macs_counter(net, image_size=32):
     """A function from an architecture (none for a sub-net) to the multiply-accumulates of one image of that size.
 
-    PyTorch's counter counts a multiply-accumulate as two operations. Only convolutions and the classifier count, as in the
-    literature.
+    Only convolutions and the classifier count, as in the literature.
     """
     net = copy.deepcopy(net).to("meta").eval()
     image = torch.empty(1, 3, image_size, image_size, device="meta")
@@ -91,6 +91,6 @@ def macs_counter(net, image_size=32):
     def macs(*arch):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             net(image, *arch)
-        return counter.get_total_flops() // 2
+        return counter.get_total_flops() // 2  # a multiply-accumulate counts as two operations
 
     return macs
