@@ -1,7 +1,4 @@
-"""The same results, faster: memory layout, batch norm by rows, pooling as a convolution, captured or compiled sub-nets.
-
-Nothing here is needed to understand the method. `benchmark.py` shows what each part gains.
-"""
+"""Faster layers and layouts with the same results. The method can be understood without; `benchmark.py` shows the gains."""
 
 import ctypes
 import functools
@@ -143,10 +140,8 @@ class _Backbone(nn.Module):
 
 
 def _captured(net):
-    """`net.features` as CUDA graphs, one for each batch shape.
-
-    The small kernels of a sub-net take a GPU less time than Python needs to launch them. A graph launches them as one.
-    """
+    """`net.features` as CUDA graphs, one for each batch shape: launching a sub-net's small kernels takes Python longer than
+    the GPU needs to run them, and a graph launches them all at once."""
     graphs, pool = {}, torch.cuda.graph_pool_handle()
 
     def features(images):
