@@ -5,11 +5,10 @@
     python benchmark.py --compile                                # one sub-net without and with --compile
     OMP_NUM_THREADS=1 torchrun --nproc_per_node=2 benchmark.py   # what a second process gains
 
-Every round measures everything once, so that a machine that slows down slows everything down (but under torchrun, where the
-ranks go first together, and then rank 0 alone). The table gives the median
-over rounds and the range. "Plain PyTorch" is the super-net step as public one-shot code writes it, in fp32: NCHW memory,
-PyTorch's own pooling and batch norm, clipping and an optimiser that loop over parameters, a loss that is read at every step,
-and NATS cells that compute each operation by itself, as NATS-Bench's search code does.
+Every round measures everything once, so that a machine that slows down slows everything down; under torchrun all ranks run
+together first, then rank 0 alone. The table gives the median over rounds and the range. "Plain PyTorch" is the super-net
+step as public one-shot code writes it, in fp32: NCHW memory, PyTorch's own pooling and batch norm, clipping and an optimiser
+that loop over parameters, a loss read at every step, and NATS cells that compute each operation by itself.
 """
 
 import itertools
@@ -73,61 +72,54 @@ class FirstBatches:
 
 
 def random_split(n, size, device):
-    generator = torch.Generator().manual_seed(n)
-    images = torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
     return images.to(device), (torch.arange(n) % CLASSES).to(device)
 
 
 class Bench:
-    """Networks, data, and a function for each kind of step that does `--steps` steps and returns the number of images."""
+    """Networks, data, and functions that do `--steps` steps of a kind and return the number of images."""
 
     def __init__(self, args, device):
-        self.args, self.device, self.space, self.epoch = args, device, spaces.space(args.space), 0
+        self.args, self.device, self.space, self.epochs = args, device, spaces.space(args.space), itertools.count(1)
         rng = np.random.default_rng(0)
-        given = [self.space.from_string(text) for text in args.archs or ()]
-        self.archs = [given[i % len(given)] if given else spaces.sample(self.space.CHOICES, rng) for i in range(args.steps)]
+        given = itertools.cycle([self.space.from_string(text) for text in args.archs or ()])
+        self.archs = [next(given) if args.archs else spaces.sample(self.space.CHOICES, rng) for _ in range(args.steps)]
         self.split = random_split(max(50000, args.steps * args.batch_size), args.image_size, device)
         normalise = data.Normalise(*data.channel_stats(self.split[0]), args.image_size, device)
-        self.batches = data.Batches(self.split, normalise, args.batch_size, 0, runtime.rank(), runtime.world())
-        self.some, self.ones = FirstBatches(self.batches, args.steps), torch.ones(CLASSES, device=device)
+        self.all = data.Batches(self.split, normalise, args.batch_size, 0, runtime.rank(), runtime.world())
+        self.batches = FirstBatches(self.all, args.steps)
+
+    def path(self, step):
+        return self.archs[step % len(self.archs)]
 
     def network(self, arch=None):
         net = self.space.Network(CLASSES, self.args.channels, self.args.cells, arch).to(self.device)
         net.train() if arch else engine.use_batch_statistics(net)
         return net
 
-    def path(self, step):
-        return self.archs[step % len(self.archs)]
-
     def training(self, net, batches, **how):
         """A function that trains on these batches."""
-        optimizer = engine.sgd(net, 0.01, 0.9, 2e-4)
+        optimizer, ones = engine.sgd(net, 0.01, 0.9, 2e-4), torch.ones(CLASSES, device=self.device)
 
         def work():
-            self.epoch += 1
-            engine.train_epoch(net, batches, self.epoch, optimizer, self.ones, precision=self.args.precision, **how)
+            engine.train_epoch(net, batches, next(self.epochs), optimizer, ones, precision=self.args.precision, **how)
             return len(batches) * self.args.batch_size
 
         return work
 
     def supernet_step(self):
-        return self.training(self.network(), self.some, path=self.path)
+        return self.training(self.network(), self.batches, path=self.path)
 
     def kinds(self):
         """{kind of step: function}."""
         head, val = self.network(), random_split(2000, self.args.image_size, self.device)
-        classifier = self.training(engine.Head(head.classifier), engine.KeptFeatures(head, self.some, 1, self.path))
-        subnets = [self.training(self.network(arch), FirstBatches(self.batches, 1)) for arch in self.archs]
-        score = engine.scorer(self.network(), self.split, val, 400, 0)
-
-        def batches():
-            self.epoch += 1
-            return sum(len(labels) for _, labels in FirstBatches(self.batches, 20).epoch(self.epoch))
-
+        classifier = self.training(engine.Head(head.classifier), engine.KeptFeatures(head, self.batches, 1, self.path))
+        subnets = [self.training(self.network(arch), FirstBatches(self.all, 1)) for arch in self.archs]
+        score, twenty = engine.scorer(self.network(), self.split, val, 400, 0), FirstBatches(self.all, 20)
         return {
-            "batches": batches,
+            "batches": lambda: sum(len(labels) for _, labels in twenty.epoch(next(self.epochs))),
             "super-net step": self.supernet_step(),
-            "P1 step": self.training(head, self.some, path=self.path, freeze_backbone=True),
+            "P1 step": self.training(head, self.batches, path=self.path, freeze_backbone=True),
             "P1 classifier step": lambda: sum(classifier() for _ in range(10)),
             "sub-net step": lambda: sum(step() for step in subnets),
             "scoring": lambda: len([score(arch) for arch in self.archs[:3]]) * 2400,
@@ -136,8 +128,8 @@ class Bench:
     def with_compile(self):
         """{kind: function} of one sub-net without and with --compile."""
         net = self.network(self.archs[0])
-        compiled = self.training(net, self.some, backbone=fast.compiled(net))
-        return {"one sub-net": self.training(net, self.some), "one sub-net, compiled": compiled}
+        compiled = self.training(net, self.batches, backbone=fast.compiled(net))
+        return {"one sub-net": self.training(net, self.batches), "one sub-net, compiled": compiled}
 
     def plain_step(self):
         """The super-net step as public one-shot code writes it."""
@@ -154,8 +146,7 @@ class Bench:
         optimizer = torch.optim.SGD(net.parameters(), 0.01, 0.9, weight_decay=2e-4, foreach=False)
 
         def work():
-            self.epoch += 1
-            for arch, (images, labels) in zip(self.archs, self.batches.epoch(self.epoch), strict=False):
+            for arch, (images, labels) in zip(self.archs, self.all.epoch(next(self.epochs)), strict=False):
                 optimizer.zero_grad()
                 loss = nn.functional.cross_entropy(net(images.contiguous(), arch), labels)
                 loss.backward()
@@ -171,21 +162,11 @@ class PlainCell(nats.Cell):
     """Every operation has its own ReLU, `none` is a product with 0, and a sum begins with 0."""
 
     def forward(self, x, arch):
-        nodes, edges = [x], iter(zip(arch, self.edges, strict=True))
-        for node in (1, 2, 3):
-            outputs = []
-            for source in range(node):
-                gene, edge = next(edges)
-                name = nats.OPERATIONS[gene]
-                outputs.append(nodes[source] * 0.0 if name == "none" else edge[name](nodes[source]))
-            nodes.append(sum(outputs))
+        nodes = [x, 0, 0, 0]
+        for (node, source), gene, edge in zip(nats.EDGES, arch, self.edges, strict=True):
+            name = nats.OPERATIONS[gene]
+            nodes[node] = nodes[node] + (nodes[source] * 0.0 if name == "none" else edge[name](nodes[source]))
         return nodes[3]
-
-
-def peak_gib(device):
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
 
 
 def measure(works, rounds, device):
@@ -201,6 +182,12 @@ def measure(works, rounds, device):
     return {kind: seconds[1:] for kind, seconds in times.items()}
 
 
+def peak_gib(device):
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
+
+
 def main(args):
     device = runtime.setup(args.device, 0)
     bench = Bench(args, device)
@@ -214,28 +201,23 @@ def main(args):
     elif args.compile:
         with runtime.users_mistake():
             times = measure(bench.with_compile(), args.rounds, device)
-    elif args.only:
-        kinds = bench.kinds()
-        times = measure({kind: kinds[kind] for kind in args.only}, args.rounds, device)
     else:
-        times = measure({**bench.kinds(), "plain super-net step": bench.plain_step()}, args.rounds, device)
+        works = bench.kinds()
+        works = {kind: works[kind] for kind in args.only} if args.only else works | {"plain super-net step": bench.plain_step()}
+        times = measure(works, args.rounds, device)
 
-    figures = {}
-    for kind, seconds in times.items():
-        rates = [1 / second for second in seconds]
-        figures[kind] = {"images/s": statistics.median(rates), "low": min(rates), "high": max(rates)}
-    ratios = {}
-    for name, (one, other) in RATIOS.items():
-        if one in times and other in times:
-            ratios[name] = statistics.median(b / a for a, b in zip(times[one], times[other], strict=True))
-    facts = {"flags": vars(args), "figures": figures, "ratios": ratios, "peak_gib": peak_gib(device)}
-    facts |= runtime.environment(device)
+    facts = {"flags": vars(args), "figures": {}, "ratios": {}, "peak_gib": peak_gib(device), **runtime.environment(device)}
     print(f"{args.space}, {args.channels} channels, {args.cells} cells, batch {args.batch_size}, {args.precision}, "
           f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}, {args.rounds} rounds")  # fmt: skip
-    for kind, figure in figures.items():
-        print(f"{kind:<22} {figure['images/s']:>10,.0f} images/s  [{figure['low']:,.0f}, {figure['high']:,.0f}]")
-    for name, ratio in ratios.items():
-        print(f"{name:<32} {ratio:.2f} x")
+    for kind, seconds in times.items():
+        median, low, high = statistics.median(1 / s for s in seconds), 1 / max(seconds), 1 / min(seconds)
+        facts["figures"][kind] = {"images/s": median, "low": low, "high": high}
+        print(f"{kind:<22} {median:>10,.0f} images/s  [{low:,.0f}, {high:,.0f}]")
+    for name, (one, other) in RATIOS.items():
+        if one in times and other in times:
+            ratio = statistics.median(b / a for a, b in zip(times[one], times[other], strict=True))
+            facts["ratios"][name] = ratio
+            print(f"{name:<32} {ratio:.2f} x")
     print(f"peak memory: {facts['peak_gib']:.2f} GiB")
     if args.json:
         with runtime.users_mistake():

@@ -31,8 +31,8 @@ def decode(arch):
     """24 genes -> (normal, reduction): for each of four nodes two (operation, input)."""
     nodes = []
     for i in range(0, len(CHOICES), 3):
-        pair = PAIRS[i // 3 % NODES][arch[i]]
-        nodes.append(tuple((OPERATIONS[arch[i + 1 + k]], pair[k]) for k in (0, 1)))
+        one, other = PAIRS[i // 3 % NODES][arch[i]]
+        nodes.append(((OPERATIONS[arch[i + 1]], one), (OPERATIONS[arch[i + 2]], other)))
     return tuple(nodes[:NODES]), tuple(nodes[NODES:])
 
 
@@ -75,25 +75,21 @@ def _parse_node(part):
     tokens = part[1:-1].split("|")
     if not (part.startswith("|") and part.endswith("|") and len(tokens) == 2):
         raise ValueError(f"a node reads '|op~input|op~input|', this is '{part}'")
-    edges = []
-    for token in tokens:
-        name, _, source = token.partition("~")
+    edges = [token.partition("~")[::2] for token in tokens]
+    for token, (_, source) in zip(tokens, edges, strict=True):
         if source not in ("0", "1", "2", "3", "4"):
             raise ValueError(f"token '{token}' must read 'op~input', with an input from 0 to 4")
-        edges.append((name, int(source)))
-    return edges
+    return [(name, int(source)) for name, source in edges]
 
 
 def _from_genotype(text):
     try:
-        call = ast.parse(text, mode="eval").body
-        fields = {k.arg: k.value for k in call.keywords}
-        pairs = {kind: ast.literal_eval(fields[kind]) for kind in ("normal", "reduce")}
-        concat = {kind: _concat(fields[kind + "_concat"]) for kind in ("normal", "reduce")}
-        cells = []
+        fields = {k.arg: k.value for k in ast.parse(text, mode="eval").body.keywords}
+        cells, concat = [], {}
         for kind in ("normal", "reduce"):
-            edges = [(str(name), int(source)) for name, source in pairs[kind]]
+            edges = [(str(name), int(source)) for name, source in ast.literal_eval(fields[kind])]
             cells.append([edges[i : i + 2] for i in range(0, len(edges), 2)])
+            concat[kind] = _concat(fields[kind + "_concat"])
     except (SyntaxError, AttributeError, KeyError, TypeError, ValueError, RecursionError, MemoryError):
         form = "Genotype(normal=[(op, input), ...], normal_concat=..., reduce=[...], reduce_concat=...)"
         raise ValueError(f"not a DARTS genotype of the form {form}") from None
@@ -127,8 +123,7 @@ class Cell(nn.Module):
                 names = OPERATIONS if arch is None else [n for n, s in decode(arch)[reduction][node] if s == source]
                 stride = 2 if reduction and source < 2 else 1
                 if names:
-                    ops = {name: OPS[name](channels, stride, affine) for name in names}
-                    self.edges[f"{node}<{source}"] = nn.ModuleDict(ops)
+                    self.edges[f"{node}<{source}"] = nn.ModuleDict({n: OPS[n](channels, stride, affine) for n in names})
 
     def forward(self, before_last, last, arch=None):
         states = [self.preprocess0(before_last), self.preprocess1(last)]
@@ -142,8 +137,7 @@ class Network(nn.Module):
     """Super-net (`arch=None`, called `net(x, arch)`) and sub-net (called `net(x)`) of (B, 3, H, W) images.
 
     channels: C, width of the first cells, doubled in each of the two reduction cells, at one and two thirds of the depth.
-    cells: number of cells in all. A sub-net's parameters have the names of the same operations in the super-net. There is
-    no auxiliary head.
+    cells: number of cells in all. A sub-net's parameters have the names of the same operations in the super-net.
     """
 
     to_string = staticmethod(to_string)
@@ -153,11 +147,10 @@ class Network(nn.Module):
         affine = arch is not None
         c_prev_prev = c_prev = 3 * channels
         self.stem = nn.Sequential(nn.Conv2d(3, c_prev, 3, padding=1, bias=False), BatchNorm2d(c_prev, affine=affine))
-        self.cells = nn.ModuleList()
-        reduction_prev = False
+        self.cells, reduction_prev = nn.ModuleList(), False
         for i in range(cells):
             reduction = i in (cells // 3, 2 * cells // 3)
-            channels *= 2 if reduction else 1
+            channels *= 1 + reduction
             self.cells.append(Cell(c_prev_prev, c_prev, channels, reduction, reduction_prev, arch, affine))
             reduction_prev, c_prev_prev, c_prev = reduction, c_prev, NODES * channels
         self.classifier = nn.Linear(c_prev, num_classes)

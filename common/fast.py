@@ -1,7 +1,4 @@
-"""The same results, faster: memory layout, batch norm by rows, pooling as a convolution, captured or compiled sub-nets.
-
-Nothing here is needed to understand the method. `benchmark.py` shows what each part gains.
-"""
+"""Faster layers and layouts with the same results. The method can be understood without; `benchmark.py` shows the gains."""
 
 import ctypes
 import functools
@@ -18,23 +15,15 @@ def lay_out(net):
     Without a GPU it also makes glibc keep large freed blocks: returning and remapping them took a third of a training step.
     """
     net.to(memory_format=torch.channels_last)
-    if torch.cuda.is_available():
-        return
-    with suppress(OSError, AttributeError, TypeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped on its own
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
-
-
-# Batch norm
+    if not torch.cuda.is_available():
+        with suppress(OSError, AttributeError, TypeError):  # another C library
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped on its own
+            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
 
 
 def _as_row(values, width):
-    """(C,) -> (1, C, 1, width), channels-last.
-
-    An operation with one number per channel then runs over width * C numbers at a time instead of C. With few channels
-    that is two to three times as fast on a CPU.
-    """
+    """(C,) -> (1, C, 1, width), channels-last: per-channel operations then take width * C numbers at a time instead of C."""
     return values.view(1, -1, 1, 1).expand(1, -1, 1, width).contiguous(memory_format=torch.channels_last)
 
 
@@ -52,10 +41,10 @@ class _Standardise(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         x, weight, mean, inverse = ctx.saved_tensors
-        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, weight, None, None, mean, inverse, True, ctx.eps, [True, weight is not None, weight is not None]
-        )
-        return grad_x, grad_weight, grad_bias, None, None, None
+        wanted = [True, weight is not None, weight is not None]
+        backward = torch.ops.aten.native_batch_norm_backward
+        gradients = backward(gradient, x, weight, None, None, mean, inverse, True, ctx.eps, wanted)
+        return *gradients, None, None, None
 
 
 @functools.cache
@@ -87,10 +76,8 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def _forward_cudnn(self, x):
         """cuDNN needs fewer kernels than PyTorch's own batch norm, but asks for a scale and a shift."""
-        statistics = (None, None)
-        if self.track_running_stats:
-            self.batches_seen += 1
-            statistics = self.running_mean, self.running_var
+        statistics = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
+        self.batches_seen += self.track_running_stats
         share = 1 / max(self.batches_seen, 1) if self.momentum is None else self.momentum
         return F.batch_norm(x, *statistics, *_ones_and_zeros(x.shape[1], x.device), True, share, self.eps)
 
@@ -113,20 +100,16 @@ class BatchNorm2d(nn.BatchNorm2d):
         return mean, var
 
 
-# Pooling
+def _pooling(c, h, w, stride, dtype, device):
+    """A 3x3 window of ones (C, 1, 3, 3), and 1 / the number of pixels in each window, (1, C, H / stride, W / stride)."""
+    with torch.inference_mode(False):  # what scoring caches must be usable in training
+        pixels = F.conv2d(torch.ones(1, 1, h, w), torch.ones(1, 1, 3, 3), stride=stride, padding=1)
+        inverse = pixels.reciprocal().expand(1, c, -1, -1).to(device, dtype)
+        ones = torch.ones(c, 1, 3, 3, dtype=dtype, device=device)
+        return ones, inverse.contiguous(memory_format=torch.channels_last)
 
 
-def _inverse_window_sizes(c, h, w, stride, dtype, device):
-    """(1, C, H / stride, W / stride), channels-last: 1 / number of pixels of each 3x3 window that lie inside the image."""
-    inside = F.conv2d(torch.ones(1, 1, h, w), torch.ones(1, 1, 3, 3), stride=stride, padding=1)
-    return inside.reciprocal().expand(1, c, -1, -1).to(device, dtype).contiguous(memory_format=torch.channels_last)
-
-
-def _window_of_ones(c, dtype, device):
-    return torch.ones(c, 1, 3, 3, dtype=dtype, device=device)
-
-
-_cached_sizes, _cached_ones = functools.cache(_inverse_window_sizes), functools.cache(_window_of_ones)
+_cached_pooling = functools.cache(_pooling)
 
 
 class AvgPool3x3(nn.Module):
@@ -142,15 +125,9 @@ class AvgPool3x3(nn.Module):
     def forward(self, x):
         if x.is_meta:  # multiply-accumulates are being counted, and pooling has none
             return F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
-        c, h, w = x.shape[1:]
-        compiling = torch.compiler.is_compiling()
-        ones, sizes = (_window_of_ones, _inverse_window_sizes) if compiling else (_cached_ones, _cached_sizes)
-        with torch.inference_mode(False):  # what scoring caches must be usable in training
-            weight, inverse = ones(c, x.dtype, x.device), sizes(c, h, w, self.stride, x.dtype, x.device)
-        return F.conv2d(x, weight, stride=self.stride, padding=1, groups=c) * inverse
-
-
-# Sub-nets without Python between their kernels
+        pooling = _pooling if torch.compiler.is_compiling() else _cached_pooling
+        ones, inverse = pooling(*x.shape[1:], self.stride, x.dtype, x.device)
+        return F.conv2d(x, ones, stride=self.stride, padding=1, groups=x.shape[1]) * inverse
 
 
 class _Backbone(nn.Module):
@@ -163,22 +140,19 @@ class _Backbone(nn.Module):
 
 
 def _captured(net):
-    """`net.features` as CUDA graphs, one for each batch shape, captured when that shape first comes.
-
-    The small kernels of a sub-net take a GPU less time than Python needs to launch them. A graph launches them as one.
-    """
+    """`net.features` as CUDA graphs, one for each batch shape: launching a sub-net's small kernels takes Python longer than
+    the GPU needs to run them, and a graph launches them all at once."""
     graphs, pool = {}, torch.cuda.graph_pool_handle()
 
     def features(images):
         bf16 = torch.is_autocast_enabled("cuda")
         if (images.shape, bf16) not in graphs:
-            before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+            before = [buffer.clone() for buffer in net.buffers()]
+            capture = functools.partial(torch.cuda.make_graphed_callables, allow_unused_input=True, pool=pool)
             with torch.autocast("cuda", torch.bfloat16, enabled=bf16, cache_enabled=False):
-                graphs[images.shape, bf16] = torch.cuda.make_graphed_callables(
-                    _Backbone(net), (images.clone(),), allow_unused_input=True, pool=pool
-                )
-            for name, buffer in net.named_buffers():  # capturing ran the net and changed its BN statistics
-                buffer.copy_(before[name])
+                graphs[images.shape, bf16] = capture(_Backbone(net), (images.clone(),))
+            for buffer, value in zip(net.buffers(), before, strict=True):  # capturing changed the BN statistics
+                buffer.copy_(value)
         return graphs[images.shape, bf16](images)
 
     return features
@@ -187,7 +161,7 @@ def _captured(net):
 def compiled(net):
     """A sub-net's `features`, (B, 3, H, W) -> (B, D), faster: CUDA graphs on a GPU, torch.compile on a CPU.
 
-    torch.compile compiles each batch shape when it first comes. ValueError where nothing can compile.
+    Each batch shape is compiled when it first comes. ValueError where nothing can compile.
     """
     if next(net.parameters()).is_cuda:
         return _captured(net)

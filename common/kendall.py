@@ -4,9 +4,9 @@ import numpy as np
 
 
 def kendall_tau(x, y):
-    """Tau-b of two sequences of n numbers; ties are handled (Kendall 1945); NaN if either is constant or n < 2.
+    """Tau-b of two sequences of n numbers (Kendall 1945) by Knight's (1966) method; NaN if either is constant or n < 2.
 
-    tau_b = (concordant - discordant) / sqrt((pairs - ties in x) * (pairs - ties in y)), by Knight's (1966) method.
+    tau_b = (concordant - discordant) / sqrt((pairs - ties in x) * (pairs - ties in y)).
     ValueError for sequences of different lengths or with a NaN.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
@@ -16,27 +16,21 @@ def kendall_tau(x, y):
         raise ValueError("a NaN has no rank")
     n = len(x)
     x, y = (np.unique(v, return_inverse=True)[1].astype(np.int64) for v in (x, y))  # ranks, so that pairs make one key
-    pairs, tied_x, tied_y, tied_both = n * (n - 1) // 2, _tied(x), _tied(y), _tied(x * n + y)
+    counts = (np.unique(v, return_counts=True)[1] for v in (x, y, x * n + y))
+    pairs, (tied_x, tied_y, tied_both) = n * (n - 1) // 2, (int((c * (c - 1) // 2).sum()) for c in counts)
     discordant = _inversions(y[np.lexsort((y, x))])
     numerator = pairs - tied_x - tied_y + tied_both - 2 * discordant
     denominator = np.sqrt(float((pairs - tied_x) * (pairs - tied_y)))
     return max(-1.0, min(1.0, numerator / denominator)) if denominator else float("nan")  # clips the rounding error
 
 
-def _tied(values):
-    """How many pairs are equal."""
-    counts = np.unique(values, return_counts=True)[1]
-    return int((counts * (counts - 1) // 2).sum())
-
-
 def _inversions(values):
     """How many pairs i < j have values[i] > values[j], for integers in [0, n): a merge sort from the bottom up.
 
-    In each merge every element of the right half moves left past the larger ones of the left half, one inversion each;
-    the left half moves as far to the right in all. All merges of one width are one stable sort of runs.
+    A merge moves each element of the right half left past the larger ones of the left half, one inversion each, and the left
+    half as far to the right in all. All merges of one width are one stable sort.
     """
-    n, total, width = len(values), 0, 1
-    places = np.arange(n)
+    n, total, width, places = len(values), 0, 1, np.arange(len(values))
     while width < n:
         order = np.argsort(places // (2 * width) * n + values, kind="stable")
         total += int(np.abs(order - places).sum()) // 2

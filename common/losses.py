@@ -16,11 +16,7 @@ def cross_entropy(logits, labels, counts, weight=None, reduction="mean"):
 
 
 def balanced_softmax(logits, labels, counts, weight=None, reduction="mean"):
-    """-log softmax(z + log n)_y (Ren et al. 2020, Eq. 4).
-
-    The same as the logit-adjusted cross entropy of Menon et al. 2021 (Eq. 10) at tau = 1: log n and log pi differ by a
-    constant, which the softmax does not see.
-    """
+    """-log softmax(z + log n)_y (Ren et al. 2020, Eq. 4; with log pi instead, which is the same, Menon et al. 2021, Eq. 10)."""
     return F.cross_entropy(logits + counts.log(), labels, weight, reduction=reduction)
 
 

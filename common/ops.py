@@ -13,11 +13,8 @@ from .fast import AvgPool3x3, BatchNorm2d
 
 def relu_conv_bn(c_in, c_out, kernel, stride=1, affine=True):
     """(B, c_in, H, W) -> (B, c_out, H / stride, W / stride)."""
-    return nn.Sequential(
-        nn.ReLU(),
-        nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False),
-        BatchNorm2d(c_out, affine=affine),
-    )
+    conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(nn.ReLU(), conv, BatchNorm2d(c_out, affine=affine))
 
 
 def depthwise_conv(channels, kernel, stride, dilation, affine):
@@ -53,13 +50,9 @@ class FactorizedReduce(nn.Module):
         return self.bn(torch.cat([self.conv_even(x[:, :, ::2, ::2]), self.conv_odd(x[:, :, 1::2, 1::2])], dim=1))
 
 
-def skip_connect(channels, stride, affine):
-    return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
-
-
 # `none` has no entry: a cell leaves such an edge out instead of adding zeros.
 OPS = {
-    "skip_connect": skip_connect,
+    "skip_connect": lambda c, stride, affine: nn.Identity() if stride == 1 else FactorizedReduce(c, c, affine),
     "avg_pool_3x3": lambda c, stride, affine: AvgPool3x3(stride),
     "max_pool_3x3": lambda c, stride, affine: nn.MaxPool2d(3, stride, 1),
     "nor_conv_1x1": lambda c, stride, affine: relu_conv_bn(c, c, 1, stride, affine),

@@ -6,21 +6,20 @@ clutter and noise are drawn for each image. In some images the object is hardly 
 
 import numpy as np
 import torch
+from torch import maximum, minimum
 
 SHAPES = {  # (u, v) in [-1, 1] around the object's centre -> signed distance to its outline, negative inside
     "disc": lambda u, v: (u * u + v * v).sqrt() - 0.8,
     "ring": lambda u, v: ((u * u + v * v).sqrt() - 0.65).abs() - 0.2,
-    "square": lambda u, v: torch.maximum(u.abs(), v.abs()) - 0.7,
-    "frame": lambda u, v: (torch.maximum(u.abs(), v.abs()) - 0.6).abs() - 0.18,
+    "square": lambda u, v: maximum(u.abs(), v.abs()) - 0.7,
+    "frame": lambda u, v: (maximum(u.abs(), v.abs()) - 0.6).abs() - 0.18,
     "diamond": lambda u, v: u.abs() + 0.6 * v.abs() - 0.75,
-    "triangle": lambda u, v: torch.maximum(v - 0.5, 0.87 * u.abs() - 0.5 * v - 0.4),
-    "cross": lambda u, v: torch.minimum(
-        torch.maximum(u.abs() - 0.85, v.abs() - 0.25), torch.maximum(u.abs() - 0.25, v.abs() - 0.85)
-    ),
-    "bar": lambda u, v: torch.maximum(u.abs() - 0.95, v.abs() - 0.32),
-    "crescent": lambda u, v: torch.maximum((u * u + v * v).sqrt() - 0.8, 0.7 - ((u - 0.4).square() + v * v).sqrt()),
+    "triangle": lambda u, v: maximum(v - 0.5, 0.87 * u.abs() - 0.5 * v - 0.4),
+    "cross": lambda u, v: minimum(maximum(u.abs() - 0.85, v.abs() - 0.25), maximum(u.abs() - 0.25, v.abs() - 0.85)),
+    "bar": lambda u, v: maximum(u.abs() - 0.95, v.abs() - 0.32),
+    "crescent": lambda u, v: maximum((u * u + v * v).sqrt() - 0.8, 0.7 - ((u - 0.4).square() + v * v).sqrt()),
     "two discs": lambda u, v: ((u.abs() - 0.5).square() + v * v).sqrt() - 0.38,
-    "corner": lambda u, v: torch.maximum(torch.maximum(u.abs(), v.abs()) - 0.75, -torch.maximum(u, v) + 0.05),
+    "corner": lambda u, v: maximum(maximum(u.abs(), v.abs()) - 0.75, -maximum(u, v) + 0.05),
 }
 TEXTURES = {  # (u, v) as above; textures turn and scale with the object -> brightness in [-1, 1]
     "plain": lambda u, v: torch.ones_like(u),
@@ -30,7 +29,7 @@ TEXTURES = {  # (u, v) as above; textures turn and scale with the object -> brig
     "slanted stripes": lambda u, v: (7 * (u + v)).sin(),
     "checks": lambda u, v: (8 * u).sin() * (8 * v).sin(),
     "rings": lambda u, v: (12 * (u * u + v * v).sqrt()).sin(),
-    "grid": lambda u, v: torch.maximum((10 * u).sin(), (10 * v).sin()),
+    "grid": lambda u, v: maximum((10 * u).sin(), (10 * v).sin()),
     "halves": lambda u, v: (9 * v).tanh(),
     "bright centre": lambda u, v: 1 - 2 * (u * u + v * v).clamp(max=1),
 }
@@ -47,8 +46,7 @@ def paint(classes, split, size=32, seed=0):
     generator = torch.Generator().manual_seed(1000 * seed + 2 * classes + (split == "train"))
     shapes, textures = list(SHAPES.values()), list(TEXTURES.values())
     hues = torch.arange(10)[:, None] * 2 * torch.pi / 10 + torch.tensor([0, 2, 4]) * torch.pi / 3
-    colours = 0.5 + 0.5 * hues.cos()
-    chunk, images = min(per_class, CHUNK), []
+    colours, chunk, images = 0.5 + 0.5 * hues.cos(), min(per_class, CHUNK), []
     for s, t in pairs:
         for _ in range(per_class // chunk):
             images.append(_paint_chunk(shapes[s], textures[t], colours[(s + t) % 10], chunk, size, generator))
@@ -57,11 +55,10 @@ def paint(classes, split, size=32, seed=0):
 
 def _paint_chunk(shape, texture, colour, n, size, generator):
     """n images of one class: uint8 (n, size, size, 3)."""
+    axis = torch.linspace(-1, 1, size)
 
     def uniform(low, high, *columns):
         return low + (high - low) * torch.rand(n, *(columns or (1, 1)), generator=generator)
-
-    axis = torch.linspace(-1, 1, size)
 
     def coordinates(spread, smallest, largest):
         """(u, v) of every pixel, as seen by an object that is off centre, turned and scaled: two (n, size, size)."""
@@ -80,13 +77,12 @@ def _paint_chunk(shape, texture, colour, n, size, generator):
     contrast = uniform(0, 1)[..., 0]
     light = torch.lerp(ground, torch.lerp(uniform(0, 1, 3), colour, 0.7), contrast)
     dark = torch.lerp(ground, uniform(0, 1, 3), contrast)
-    clutter_colour = uniform(0, 1, 3)
+    colours = ground, slope, (light + dark) / 2, (light - dark) / 2, uniform(0, 1, 3)
     image = torch.empty(n, size, size, 3)
     for c in range(3):
-        middle, half = (light + dark)[:, c, None, None] / 2, (light - dark)[:, c, None, None] / 2
-        plane = ground[:, c, None, None] + slope[:, c, None, None] * axis[None, :, None]
-        plane = torch.lerp(plane, clutter_colour[:, c, None, None], clutter * (1 - in_front))
+        ground, slope, middle, half, clutter_colour = (colour[:, c, None, None] for colour in colours)
+        plane = torch.lerp(ground + slope * axis[None, :, None], clutter_colour, clutter * (1 - in_front))
         plane = torch.lerp(plane, middle + half * brightness, inside)
-        image[..., c] = torch.lerp(plane, clutter_colour[:, c, None, None], clutter * in_front)
+        image[..., c] = torch.lerp(plane, clutter_colour, clutter * in_front)
     noise = torch.empty_like(image).normal_(generator=generator)
     return image.addcmul_(noise, uniform(0.02, 0.1)[..., None]).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
