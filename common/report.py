@@ -122,12 +122,12 @@ def picture(panels, path):
     figure = Figure(figsize=(4.5 * len(panels), 3.2), layout="constrained")
     for axes, (table, numbers) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         names, columns = (list(dict.fromkeys(number[key] for number in numbers)) for key in ("row", "column"))
+        width = 1 / (len(columns) + 1)
         for i, column in enumerate(columns):
             bars = {n["row"]: statistics.mean(n["ours"]) for n in numbers if n["column"] == column}
-            axes.bar(
-                [names.index(row) + i / (len(columns) + 1) for row in bars], bars.values(), 1 / (len(columns) + 1), label=column
-            )
+            places = [names.index(row) + (i - (len(columns) - 1) / 2) * width for row in bars]
+            axes.bar(places, bars.values(), width, label=column)
         axes.set_xticks(range(len(names)), names)
         axes.set_title("accuracy of the sub-net, %" if table == "6" else "seconds to adapt the super-net")
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(columns))
     figure.savefig(path, dpi=150)
