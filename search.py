@@ -82,7 +82,9 @@ def read_scores(path, space):
         return {}
     with runtime.users_mistake(f"'{path}' is damaged, remove it to start anew"), open(path) as file:
         try:
-            return {space.from_string(line["arch"]): line for line in map(json.loads, file)}
+            lines = [json.loads(line) for line in file]
+            numbers = ("accuracy", "seconds")
+            return {space.from_string(line["arch"]): {**line, **{k: float(line[k]) for k in numbers}} for line in lines}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(error) from None
 
