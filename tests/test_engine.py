@@ -283,6 +283,5 @@ def test_no_step_waits_for_the_gpu(how):
         torch.cuda.set_sync_debug_mode("default")
 
 
-if __name__ == "__main__":  # a rank of test_two_ranks_take_the_step_of_one
-    for name in sys.argv[2:]:
-        step_of_ranks(sys.argv[1], name)
+if __name__ == "__main__":  # a rank of test_two_ranks_take_the_step_of_one; `launch` has ranks leave together
+    runtime.launch(lambda: sys.argv[2:], lambda names: [step_of_ranks(sys.argv[1], name) for name in names])
