@@ -48,9 +48,7 @@ def main(args):
     run = runtime.Run(args, device)
     if run.finished:
         return
-    source = runtime.load_checkpoint(args.supernet, "super-net")
-    with runtime.users_mistake(args.supernet):
-        net = spaces.supernet_from(source)
+    source, net = spaces.load_supernet(args.supernet)
     shape = {key: source[key] for key in ("space", "channels", "cells")}
     facts = {"procedure": args.procedure, "dataset": args.dataset, "imbalance": args.imbalance, "seed": args.seed}
     if args.procedure == "P0":  # the checkpoint keeps the source's data, on which it will be searched
@@ -75,22 +73,20 @@ def main(args):
         return spaces.path(choices, args.seed, step)
 
     engine.use_batch_statistics(net)
-    head, features_epoch = engine.Head(net.classifier), None
+    features_epoch = None
     for epoch in range(run.resume(net, optimizer), args.epochs + 1):
         optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
-        reweight = losses.reweights(args.loss) and drw.reweighted(epoch, args.reweight_from)
-        class_weights = weights if reweight else torch.ones_like(weights)
+        inputs, how = batches, {"path": path, "precision": args.precision}
         frozen_epochs = epoch - args.backbone_epochs  # with a frozen backbone, this one included
         if frozen_epochs > 0 and args.features_every > 1:
             latest = epoch - (frozen_epochs - 1) % args.features_every
             if features_epoch != latest:
                 features, features_epoch = engine.KeptFeatures(net, batches, latest, path, args.precision), latest
-            metrics = engine.train_epoch(head, features, epoch, optimizer, class_weights, loss=loss, clip=args.clip)
-        else:
-            metrics = engine.train_epoch(
-                net, batches, epoch, optimizer, class_weights, loss=loss, path=path, freeze_backbone=frozen_epochs > 0,
-                clip=args.clip, precision=args.precision,
-            )  # fmt: skip
+            inputs, how = features, {"backbone": nn.Identity()}
+        metrics = engine.train_epoch(
+            net, inputs, epoch, optimizer, weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights),
+            loss=loss, freeze_backbone=frozen_epochs > 0, clip=args.clip, **how,
+        )  # fmt: skip
         run.epoch_done(args.epochs, len(batches.labels), metrics)
 
     # save

@@ -2,7 +2,7 @@
 
     python benchmark.py --json speed.json                        # the paper's width
     python benchmark.py --channels 8 --cells 1 --precision bf16
-    python benchmark.py --compile                                # one sub-net without and with --compile
+    python benchmark.py --cuda-graphs                            # one sub-net without and with CUDA graphs
     OMP_NUM_THREADS=1 torchrun --nproc_per_node=2 benchmark.py   # what a second process gains
 
 Every round measures everything once, so that a machine that slows down slows everything down; under torchrun all ranks run
@@ -31,7 +31,7 @@ RATIOS = {  # name: kind, the kind that it is compared with
     "batches / super-net step": ("batches", "super-net step"),
     "super-net step / plain PyTorch": ("super-net step", "plain super-net step"),
     "P1 step / P2 step": ("P1 step", "super-net step"),
-    "compiled / eager": ("one sub-net, compiled", "one sub-net"),
+    "graphs / one by one": ("one sub-net, graphs", "one sub-net"),
     "together / one process": ("super-net, together", "super-net, one process"),
 }
 
@@ -46,7 +46,7 @@ def parse_args(argv=None):
     parser.add_argument("--rounds", type=flags.positive_int, default=5, help="rounds, after one to warm up")
     parser.add_argument("--steps", type=flags.number(int, 1, 100), default=6, help="steps of each kind in a round")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="precision of the backbone in training")
-    parser.add_argument("--compile", action="store_true", help="measure only one sub-net, without and with --compile")
+    parser.add_argument("--cuda-graphs", action="store_true", help="measure only one sub-net, without and with CUDA graphs")
     parser.add_argument("--only", nargs="+", choices=KINDS, metavar="KIND", help=f"measure only some of: {', '.join(KINDS)}")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ..., or auto: a GPU if there is one")
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file, too")
@@ -113,7 +113,8 @@ class Bench:
     def kinds(self):
         """{kind of step: function}."""
         head, val = self.network(), random_split(2000, self.args.image_size, self.device)
-        classifier = self.training(engine.Head(head.classifier), engine.KeptFeatures(head, self.batches, 1, self.path))
+        features = engine.KeptFeatures(head, self.batches, 1, self.path)
+        classifier = self.training(head, features, backbone=nn.Identity(), freeze_backbone=True)
         subnets = [self.training(self.network(arch), FirstBatches(self.all, 1)) for arch in self.archs]
         score, twenty = engine.scorer(self.network(), self.split, val, 400, 0), FirstBatches(self.all, 20)
         return {
@@ -125,11 +126,11 @@ class Bench:
             "scoring": lambda: len([score(arch) for arch in self.archs[:3]]) * 2400,
         }
 
-    def with_compile(self):
-        """{kind: function} of one sub-net without and with --compile."""
+    def with_graphs(self):
+        """{kind: function} of one sub-net without and with CUDA graphs."""
         net = self.network(self.archs[0])
-        compiled = self.training(net, self.batches, backbone=fast.compiled(net))
-        return {"one sub-net": self.training(net, self.batches), "one sub-net, compiled": compiled}
+        graphs = self.training(net, self.batches, backbone=fast.captured(net))
+        return {"one sub-net": self.training(net, self.batches), "one sub-net, graphs": graphs}
 
     def plain_step(self):
         """The super-net step as public one-shot code writes it."""
@@ -198,9 +199,9 @@ def main(args):
         if runtime.rank() > 0:
             return
         times |= measure({"super-net, one process": Bench(args, device).supernet_step()}, args.rounds, device)
-    elif args.compile:
+    elif args.cuda_graphs:
         with runtime.users_mistake():
-            times = measure(bench.with_compile(), args.rounds, device)
+            times = measure(bench.with_graphs(), args.rounds, device)
     else:
         works = bench.kinds()
         works = {kind: works[kind] for kind in args.only} if args.only else works | {"plain super-net step": bench.plain_step()}

@@ -43,7 +43,7 @@ def parse_args(argv=None):
     group.add_argument("--datasets", nargs="+", type=dataset_and_ratio, metavar="DATASET:R", help=text)
     flags.add_draw(group)
     flags.add_training(parser, 0.1, 5, "200", "160 180, in proportion to --epochs", "160, in proportion to --epochs")
-    flags.add_compile(parser)
+    parser.add_argument("--cuda-graphs", action="store_true", help="on a GPU: the same result, several times as fast")
     group = parser.add_argument_group("super-net, whose checkpoint replaces the flags of space, shape, data and training")
     group.add_argument("--supernet", help="supernet.pt to score the architectures in, on the images that search.py would use")
     flags.add_bn_images(group)
@@ -51,7 +51,6 @@ def parse_args(argv=None):
     text = "name of these accuracies in tables (default: stand-alone, or the super-net's procedure)"
     group.add_argument("--method", help=text)
     group.add_argument("--tabulate", nargs="+", metavar="FILE", help="accuracies.jsonl or CSV files to correlate")
-    group.add_argument("--top", type=flags.positive_int, metavar="K", help="with --tabulate: best K found, and regret")
     group.add_argument("--plot", metavar="PNG", help="with --tabulate: heat map of the matrix (needs matplotlib)")
     flags.add_run(parser, out="runs/rank_transfer", seeds=True)
     args = parser.parse_args(argv)
@@ -154,15 +153,14 @@ def train_subnet(args, space, arch, train, normalise, seed):
     net = space.Network(len(counts), args.channels, args.cells, arch)
     losses.match_classifier(net, args.loss)
     net.to(counts.device)
-    backbone = fast.compiled(net) if args.compile else None
+    backbone = fast.captured(net) if args.cuda_graphs else None
     optimizer = engine.sgd(net, args.lr, args.momentum, args.weight_decay)
     loss = partial(losses.LOSSES[args.loss], counts=counts)
     net.train()
     for epoch in range(1, args.epochs + 1):
         optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
-        reweight = losses.reweights(args.loss) and drw.reweighted(epoch, args.reweight_from)
         engine.train_epoch(
-            net, batches, epoch, optimizer, weights if reweight else torch.ones_like(weights),
+            net, batches, epoch, optimizer, weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights),
             loss=loss, clip=args.clip, precision=args.precision, backbone=backbone,
         )  # fmt: skip
     return net
@@ -170,13 +168,11 @@ def train_subnet(args, space, arch, train, normalise, seed):
 
 def score_inside(args, device):
     """As `train_alone`, for paths of a super-net, scored as in search.py."""
-    checkpoint = runtime.load_checkpoint(args.supernet, "super-net")
-    with runtime.users_mistake(args.supernet):
-        net = spaces.supernet_from(checkpoint).to(device)
+    checkpoint, net = spaces.load_supernet(args.supernet)
     space, source = spaces.space(checkpoint["space"]), checkpoint["data"]
     archs = architectures(args, space)
     train, val = data.load(("train", "val"), **source, root=args.data_root, device=device)
-    score = engine.scorer(net, train, val, args.bn_images, args.seeds[0])
+    score = engine.scorer(net.to(device), train, val, args.bn_images, args.seeds[0])
     units = [(space.to_string(arch), source["dataset"], source["imbalance"], checkpoint["seed"]) for arch in archs]
     return args.method or checkpoint["procedure"], units, lambda arch, *_: {"accuracy": score(space.from_string(arch))}
 
@@ -195,7 +191,7 @@ def finished_units(run):
 
 def tabulate(args):
     with runtime.users_mistake():
-        result = tables.compare(tables.read(args.tabulate), args.top)
+        result = tables.compare(tables.read(args.tabulate))
         print(tables.text(result))
         os.makedirs(args.out, exist_ok=True)
         facts = {**tables.plain(result), **runtime.environment(torch.device("cpu"))}

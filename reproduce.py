@@ -51,7 +51,7 @@ SCALES = {  # what differs from the paper
               "generations": 4, "population": 12, "bn_images": 1000, "val_images": 2000, "channels": 8, "cells": 1},
     # A toy: one transfer between small made-up images.
     "quick": {"tables": ["6", "fig2"], "ratios": [100], "source": "synthetic100", "target": "synthetic10", "image_size": 16,
-              "source_epochs": 1, "adapt_epochs": 2, "target_epochs": 5, "subnet_epochs": 16, "reweight_from": 7, "warmup": 0,
+              "source_epochs": 1, "adapt_epochs": 2, "target_epochs": 5, "subnet_epochs": 13, "reweight_from": 6, "warmup": 0,
               "generations": 3, "population": 10, "bn_images": 500, "val_images": 1000, "channels": 8, "cells": 1,
               "seeds": 1, "jobs": 2},
 }  # fmt: skip

@@ -27,7 +27,7 @@ def parse_args(argv=None):
     group.add_argument("--describe", action="store_true", help="print parameters and multiply-accumulates as JSON, and stop")
     flags.add_data(parser, dataset="cifar100", imbalance=100)
     flags.add_training(parser, 0.1, 5, "200", "160 180, in proportion to --epochs", "160, in proportion to --epochs")
-    flags.add_compile(group)
+    group.add_argument("--cuda-graphs", action="store_true", help="on a GPU: the same result, several times as fast")
     flags.add_run(parser, out="runs/retrain")
     args = parser.parse_args(argv)
     if args.arch.endswith(".json") or os.path.exists(args.arch):
@@ -42,20 +42,16 @@ def parse_args(argv=None):
 
 def searched_arch(args):
     """The best architecture in search.py's result.json. UserError if training would see the images that chose it."""
-    try:
-        with open(args.arch) as file:
-            found = json.load(file)
-        arch, searched = str(found["best"]["arch"]), dict(found["data"])
-    except FileNotFoundError:
-        raise runtime.UserError(f"there is no file '{args.arch}'") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise runtime.UserError(f"'{args.arch}' is not a result.json of search.py") from None
-    same_dataset = os.path.realpath(str(searched.get("dataset"))) == os.path.realpath(args.dataset)
-    names = ("val_per_class", "data_seed") if args.val_per_class or searched.get("val_per_class") else ()
-    differ = [f"--{k.replace('_', '-')} {searched.get(k)}" for k in names if searched.get(k) != getattr(args, k)]
-    if same_dataset and differ:
+    with runtime.reading(args.arch, "a result.json of search.py"), open(args.arch) as file:
+        found = json.load(file)
+        arch, searched = str(found["best"]["arch"]), found["data"]
+        same_dataset = os.path.realpath(searched["dataset"]) == os.path.realpath(args.dataset)
+        held_out = searched["val_per_class"], searched["data_seed"]
+    same = held_out == (args.val_per_class, args.data_seed) or held_out[0] == args.val_per_class == 0
+    if same_dataset and not same:
+        flags_of_search = "--val-per-class {} --data-seed {}".format(*held_out)
         advice = "give the same, so that no image that chose it is trained on"
-        raise runtime.UserError(f"'{args.arch}' was searched with {' '.join(differ)}: {advice}")
+        raise runtime.UserError(f"'{args.arch}' was searched with {flags_of_search}: {advice}")
     return arch
 
 
@@ -81,7 +77,7 @@ def main(args):
     # model
     net.to(device)
     with runtime.users_mistake():
-        backbone = fast.compiled(net) if args.compile else None
+        backbone = fast.captured(net) if args.cuda_graphs else None
 
     # optimiser
     optimizer = engine.sgd(net, args.lr, args.momentum, args.weight_decay)
@@ -91,9 +87,8 @@ def main(args):
     net.train()
     for epoch in range(run.resume(net, optimizer), args.epochs + 1):
         optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
-        reweight = losses.reweights(args.loss) and drw.reweighted(epoch, args.reweight_from)
         metrics = engine.train_epoch(
-            net, batches, epoch, optimizer, weights if reweight else torch.ones_like(weights),
+            net, batches, epoch, optimizer, weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights),
             loss=loss, clip=args.clip, precision=args.precision, backbone=backbone,
         )  # fmt: skip
         engine.average_statistics(net)

@@ -80,13 +80,9 @@ def read_scores(path, space):
     """{architecture: line} of the scores.jsonl of an interrupted search, {} if there is none."""
     if not os.path.exists(path):
         return {}
-    with runtime.users_mistake(f"'{path}' is damaged, remove it to start anew"), open(path) as file:
-        try:
-            lines = [json.loads(line) for line in file]
-            numbers = ("accuracy", "seconds")
-            return {space.from_string(line["arch"]): {**line, **{k: float(line[k]) for k in numbers}} for line in lines}
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(error) from None
+    with runtime.reading(path, "the scores of this search (remove it to start anew)"), open(path) as file:
+        lines, numbers = [json.loads(line) for line in file], ("accuracy", "seconds")
+        return {space.from_string(line["arch"]): {**line, **{k: float(line[k]) for k in numbers}} for line in lines}
 
 
 def main(args):
@@ -95,11 +91,10 @@ def main(args):
     run = runtime.Run(args, device)
     if run.finished:
         return
-    checkpoint = runtime.load_checkpoint(args.supernet, "super-net")
 
     # model: before the data, since it tells at once whether the limit can be met
-    with runtime.users_mistake(args.supernet):
-        net = spaces.supernet_from(checkpoint).to(device)
+    checkpoint, net = spaces.load_supernet(args.supernet)
+    net.to(device)
     space = spaces.space(checkpoint["space"])
     macs = spaces.macs_counter(net, checkpoint["data"]["image_size"])
     lightest = macs(space.LIGHTEST) / 1e6

@@ -53,9 +53,8 @@ def main(args):
     engine.use_batch_statistics(net)
     for epoch in range(run.resume(net, optimizer), args.epochs + 1):
         optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
-        reweight = losses.reweights(args.loss) and drw.reweighted(epoch, args.reweight_from)
         metrics = engine.train_epoch(
-            net, batches, epoch, optimizer, weights if reweight else torch.ones_like(weights),
+            net, batches, epoch, optimizer, weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights),
             loss=loss, path=lambda step: spaces.path(choices, args.seed, step), clip=args.clip, precision=args.precision,
         )  # fmt: skip
         run.epoch_done(args.epochs, len(batches.labels), metrics)

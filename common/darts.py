@@ -84,26 +84,18 @@ def _parse_node(part):
 
 def _from_genotype(text):
     try:
-        fields = {k.arg: k.value for k in ast.parse(text, mode="eval").body.keywords}
-        cells, concat = [], {}
+        fields = {k.arg: ast.unparse(k.value) for k in ast.parse(text, mode="eval").body.keywords}
+        cells = []
         for kind in ("normal", "reduce"):
             edges = [(str(name), int(source)) for name, source in ast.literal_eval(fields[kind])]
             cells.append([edges[i : i + 2] for i in range(0, len(edges), 2)])
-            concat[kind] = _concat(fields[kind + "_concat"])
+        concat = fields["normal_concat"], fields["reduce_concat"]
     except (SyntaxError, AttributeError, KeyError, TypeError, ValueError, RecursionError, MemoryError):
         form = "Genotype(normal=[(op, input), ...], normal_concat=..., reduce=[...], reduce_concat=...)"
         raise ValueError(f"not a DARTS genotype of the form {form}") from None
-    for kind, nodes in concat.items():
-        if nodes != [2, 3, 4, 5]:
-            raise ValueError(f"{kind}_concat is {nodes}: only genotypes that concatenate all four nodes, 2 to 5, are read")
+    if not set(concat) <= {"[2, 3, 4, 5]", "range(2, 6)"}:
+        raise ValueError(f"concatenated are {' and '.join(concat)}: only genotypes that concatenate nodes 2 to 5 are read")
     return encode(cells)
-
-
-def _concat(value):
-    """[2, 3, 4, 5] or range(2, 6), as published genotypes write it."""
-    if isinstance(value, ast.Call) and value.func.id == "range":
-        return list(range(*(ast.literal_eval(a) for a in value.args)))[:9]
-    return sorted(ast.literal_eval(value))
 
 
 class Cell(nn.Module):

@@ -15,8 +15,6 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
-from torchvision.transforms import functional as transforms
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "synthetic10": 10, "synthetic100": 100}
 PADDING = 4  # zero pixels on each side before the random crop, as in He et al. 2016
@@ -94,6 +92,9 @@ def load(splits, dataset, imbalance=1.0, data_seed=0, val_per_class=0, image_siz
 def _open(name, split, root, size):
     """All labels of a split, numpy (n,), and a function from indices (k,) to uint8 images (k, size, size, 3)."""
     if name in ("cifar10", "cifar100"):
+        import torchvision  # here, not above: importing it takes as long as importing torch
+        from torchvision.transforms.functional import resize
+
         try:
             with _one_process_at_a_time(root):
                 source = getattr(torchvision.datasets, name.upper())(root, train=split == "train", download=True)
@@ -102,7 +103,7 @@ def _open(name, split, root, size):
 
         def fetch(indices):
             images = torch.from_numpy(source.data[indices]).permute(0, 3, 1, 2)
-            return transforms.resize(images, [size, size]).permute(0, 2, 3, 1).contiguous()  # 32x32 stays as it is
+            return resize(images, [size, size]).permute(0, 2, 3, 1).contiguous()  # 32x32 stays as it is
 
         return np.asarray(source.targets), fetch
     if name in CLASSES:
@@ -129,10 +130,13 @@ def _list_folder(name, split):
     """Paths and labels, numpy (n,), of a folder's images."""
     if not os.path.isdir(name):
         raise ValueError(f"unknown dataset '{name}': choose from {', '.join(CLASSES)}, or give a folder of images")
+    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import find_classes
+
     classes = {}
     for part in ("train", "val"):
         try:
-            classes[part] = set(torchvision.datasets.folder.find_classes(os.path.join(name, part))[0])
+            classes[part] = set(find_classes(os.path.join(name, part))[0])
         except FileNotFoundError:
             layout = "a dataset is train/<class>/* and val/<class>/*"
             raise ValueError(f"'{name}' has no class folders in '{part}/': {layout}") from None
@@ -140,7 +144,7 @@ def _list_folder(name, split):
     if unmatched:
         raise ValueError(f"'{name}': train/ and val/ must hold the same classes; only one has: {unmatched}")
     try:
-        files = torchvision.datasets.ImageFolder(os.path.join(name, split)).samples
+        files = ImageFolder(os.path.join(name, split)).samples
     except FileNotFoundError as error:
         raise ValueError(str(error).splitlines()[0]) from None
     return [path for path, _ in files], np.array([label for _, label in files])
@@ -148,12 +152,15 @@ def _list_folder(name, split):
 
 def _decode(path, size):
     """One image file as uint8 (size, size, 3): if it has another size, its shorter side is scaled and its centre cropped."""
+    from torchvision.datasets.folder import default_loader
+    from torchvision.transforms.functional import center_crop, resize
+
     try:
-        image = torchvision.datasets.folder.default_loader(path)
+        image = default_loader(path)
     except Exception as error:  # Pillow raises many kinds for a damaged file
         raise ValueError(f"cannot read the image '{path}': {error}") from None
     if image.size != (size, size):
-        image = transforms.center_crop(transforms.resize(image, size), size)
+        image = center_crop(resize(image, size), size)
     return torch.from_numpy(np.array(image))
 
 

@@ -50,8 +50,8 @@ def train_epoch(
     class_weights: (C,) on the device; ones for the plain loss. loss: called like F.cross_entropy. path: step -> architecture,
     for a super-net (Eq. 1). freeze_backbone: the backbone runs without autograd and only the classifier learns (Eq. 4).
     clip: largest norm of the gradient. precision: fp32, or bf16 in the backbone; classifier and loss are always fp32.
-    backbone: replaces net.features. Returns {"loss", "accuracy"}, means over the epoch's images on all ranks. UserError
-    names the first step with a loss that is not finite, or says that the last step broke the weights.
+    backbone: called instead of net.features. Returns {"loss", "accuracy"}, means over the epoch's images on all ranks.
+    UserError names the first step with a loss that is not finite, or says that the last step broke the weights.
     """
     device, backbone, first_step = class_weights.device, backbone or net.features, (epoch - 1) * len(batches)
     totals = torch.zeros(5, dtype=torch.float64, device=device)  # loss, weight, correct, images, steps with a finite loss
@@ -82,17 +82,6 @@ def train_epoch(
     if not all_finite(dict(net.named_parameters())):  # no loss has been computed since the last step
         raise UserError(f"the weights are not finite after epoch {epoch}: {advice}")
     return {"loss": total_loss / weight, "accuracy": 100 * correct / seen}
-
-
-class Head(nn.Module):
-    """The classifier as a network of its own, which takes features instead of images."""
-
-    def __init__(self, classifier):
-        super().__init__()
-        self.classifier = classifier
-
-    def features(self, features):
-        return features
 
 
 class KeptFeatures:

@@ -47,39 +47,18 @@ class _Standardise(torch.autograd.Function):
         return *gradients, None, None, None
 
 
-@functools.cache
-def _ones_and_zeros(channels, device):
-    with torch.inference_mode(False):
-        return torch.ones(channels, device=device), torch.zeros(channels, device=device)
-
-
 class BatchNorm2d(nn.BatchNorm2d):
-    """nn.BatchNorm2d with the same parameters and buffers, faster on a CPU in fp32 and in super-nets on a GPU.
+    """nn.BatchNorm2d with the same parameters and buffers, faster on a CPU in fp32.
 
     Re-calibrated statistics (momentum None) do not depend on the number of threads.
     """
 
-    def reset_running_stats(self):
-        super().reset_running_stats()
-        self.batches_seen = 0  # on the host: reading `num_batches_tracked` from a GPU would wait for it
-
     def forward(self, x):
-        if torch.compiler.is_compiling():
-            return super().forward(x)
-        if x.is_cuda and self.training and not self.affine:
-            return self._forward_cudnn(x)
         # `_Standardise` differentiates through batch statistics, which evaluation with gradients must not.
         if x.device.type != "cpu" or x.dtype != torch.float32 or (torch.is_grad_enabled() and not self.training):
             return super().forward(x)
         mean, var = self._batch_statistics(x) if self.training else (self.running_mean, self.running_var)
         return _Standardise.apply(x, self.weight, self.bias, mean, var, self.eps)
-
-    def _forward_cudnn(self, x):
-        """cuDNN needs fewer kernels than PyTorch's own batch norm, but asks for a scale and a shift."""
-        statistics = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
-        self.batches_seen += self.track_running_stats
-        share = 1 / max(self.batches_seen, 1) if self.momentum is None else self.momentum
-        return F.batch_norm(x, *statistics, *_ones_and_zeros(x.shape[1], x.device), True, share, self.eps)
 
     def _batch_statistics(self, x):
         """Mean and biased variance of the batch, two (C,); running statistics are updated if they are tracked."""
@@ -100,6 +79,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         return mean, var
 
 
+@functools.cache
 def _pooling(c, h, w, stride, dtype, device):
     """A 3x3 window of ones (C, 1, 3, 3), and 1 / the number of pixels in each window, (1, C, H / stride, W / stride)."""
     with torch.inference_mode(False):  # what scoring caches must be usable in training
@@ -107,9 +87,6 @@ def _pooling(c, h, w, stride, dtype, device):
         inverse = pixels.reciprocal().expand(1, c, -1, -1).to(device, dtype)
         ones = torch.ones(c, 1, 3, 3, dtype=dtype, device=device)
         return ones, inverse.contiguous(memory_format=torch.channels_last)
-
-
-_cached_pooling = functools.cache(_pooling)
 
 
 class AvgPool3x3(nn.Module):
@@ -125,8 +102,7 @@ class AvgPool3x3(nn.Module):
     def forward(self, x):
         if x.is_meta:  # multiply-accumulates are being counted, and pooling has none
             return F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
-        pooling = _pooling if torch.compiler.is_compiling() else _cached_pooling
-        ones, inverse = pooling(*x.shape[1:], self.stride, x.dtype, x.device)
+        ones, inverse = _pooling(*x.shape[1:], self.stride, x.dtype, x.device)
         return F.conv2d(x, ones, stride=self.stride, padding=1, groups=x.shape[1]) * inverse
 
 
@@ -139,35 +115,25 @@ class _Backbone(nn.Module):
         return self.net.features(images)
 
 
-def _captured(net):
-    """`net.features` as CUDA graphs, one for each batch shape: launching a sub-net's small kernels takes Python longer than
-    the GPU needs to run them, and a graph launches them all at once."""
+def captured(net):
+    """A sub-net's `features`, (B, 3, H, W) -> (B, D), as CUDA graphs, one for each batch shape. ValueError without a GPU.
+
+    Launching a sub-net's small kernels takes Python longer than the GPU needs to run them. A graph launches them all at once.
+    """
+    if not next(net.parameters()).is_cuda:
+        raise ValueError("--cuda-graphs needs a GPU, and this run is on a CPU: leave it out")
     graphs, pool = {}, torch.cuda.graph_pool_handle()
 
     def features(images):
         bf16 = torch.is_autocast_enabled("cuda")
         if (images.shape, bf16) not in graphs:
             before = [buffer.clone() for buffer in net.buffers()]
-            capture = functools.partial(torch.cuda.make_graphed_callables, allow_unused_input=True, pool=pool)
             with torch.autocast("cuda", torch.bfloat16, enabled=bf16, cache_enabled=False):
-                graphs[images.shape, bf16] = capture(_Backbone(net), (images.clone(),))
+                graphs[images.shape, bf16] = torch.cuda.make_graphed_callables(
+                    _Backbone(net), (images.clone(),), allow_unused_input=True, pool=pool
+                )
             for buffer, value in zip(net.buffers(), before, strict=True):  # capturing changed the BN statistics
                 buffer.copy_(value)
         return graphs[images.shape, bf16](images)
 
     return features
-
-
-def compiled(net):
-    """A sub-net's `features`, (B, 3, H, W) -> (B, D), faster: CUDA graphs on a GPU, torch.compile on a CPU.
-
-    Each batch shape is compiled when it first comes. ValueError where nothing can compile.
-    """
-    if next(net.parameters()).is_cuda:
-        return _captured(net)
-    try:
-        torch.compile(torch.neg)(next(net.parameters()).detach())
-    except Exception as error:  # no C++ compiler, no Triton, and others
-        raise ValueError(f"--compile does not work on this machine: {str(error).strip().splitlines()[0]}") from None
-    torch.compiler.reset()  # the limit on recompilations counts per function, and earlier nets have used it up
-    return torch.compile(net.features, dynamic=False)

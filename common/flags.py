@@ -136,11 +136,8 @@ def fill_schedule(args, epochs, milestones, reweight_from):
     for flag, epoch in (*(("--milestones", m) for m in args.milestones), ("--reweight-from", args.reweight_from)):
         if epoch > args.epochs:
             raise UserError(f"{flag} {epoch} is beyond the last of the {args.epochs} epochs")
-
-
-def add_compile(group):
-    text = "faster sub-nets: CUDA graphs on a GPU; on a CPU torch.compile, which pays off only in long runs"
-    group.add_argument("--compile", action="store_true", help=text)
+    if not args.loss.endswith("-DRW"):
+        args.reweight_from = None
 
 
 def add_bn_images(group):

@@ -48,11 +48,6 @@ class CosineClassifier(nn.Linear):
 LOSSES = {"CE": cross_entropy, "CE-DRW": cross_entropy, "BS": balanced_softmax, "LDAM-DRW": ldam}
 
 
-def reweights(name):
-    """Whether this loss is re-weighted from the DRW epoch on."""
-    return name.endswith("-DRW")
-
-
 def match_classifier(net, name):
     """Replaces the net's linear classifier by a `CosineClassifier` if the named loss needs one."""
     if name == "LDAM-DRW":

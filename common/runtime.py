@@ -3,13 +3,13 @@
 import argparse
 import ctypes
 import errno
+import importlib.metadata
 import io
 import json
 import os
 import platform
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +21,6 @@ from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as dist
-import torchvision
 
 
 class UserError(Exception):
@@ -52,6 +51,18 @@ def users_mistake(where=""):
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
             raise  # the disk's fault
         raise UserError(f"{where}: {error}" if where else str(error)) from error
+
+
+@contextmanager
+def reading(path, what):
+    """Turns whatever goes wrong in the block, which reads a file, into a UserError that says what the file should have been."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"there is no file '{path}'") from None
+    except Exception as error:  # a file cut short, a picture, a folder, a pickle, other keys: each raises its own
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"'{path}' is not {what}, or is damaged: {reason}") from None
 
 
 def launch(parse_args, main):
@@ -125,11 +136,6 @@ def setup(device, seed, group=True):
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
     if group and "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            try:  # torchrun may have been killed before the call of `end_with_parent`
-                socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=30).close()
-            except OSError:
-                raise OSError("torchrun ended before this rank began") from None
         dist.init_process_group("nccl" if own_gpu else "gloo", timeout=timedelta(minutes=10))
     torch.manual_seed(seed)
     return device
@@ -173,20 +179,14 @@ def save(path, contents):
 
 def load_checkpoint(path, kind):
     """The dict that `save` wrote, on the CPU. UserError if it cannot be read, is damaged, or is of another kind."""
-    try:
+    with reading(path, f"the checkpoint of a {kind}"):
         with zipfile.ZipFile(path) as file:  # torch.load does not verify the checksums
             if damaged := file.testzip():
                 raise ValueError(f"the checksum of '{damaged}' is wrong")
         contents = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"there is no checkpoint '{path}'") from None
-    except Exception as error:  # a file cut short, a picture, a folder, a pickle: each raises its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"'{path}' is not a checkpoint, or is damaged: {reason}") from None
-    found = contents.get("kind") if isinstance(contents, dict) else None
-    if found != kind:
-        raise UserError(f"'{path}' is not the checkpoint of a {kind}{f' but of a {found}' if found else ''}")
-    return contents
+        if contents["kind"] != kind:
+            raise ValueError(f"it is the checkpoint of a {contents['kind']}")
+        return contents
 
 
 def all_finite(state):
@@ -200,7 +200,7 @@ def environment(device):
     with suppress(OSError):  # git is not installed
         commit = subprocess.run(git, capture_output=True, text=True, cwd=os.path.dirname(__file__)).stdout.strip() or None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    versions = {module.__name__: module.__version__ for module in (torch, torchvision, np)}
+    versions = {"torch": torch.__version__, "torchvision": importlib.metadata.version("torchvision"), "numpy": np.__version__}
     return {
         "command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]), "commit": commit,
         "python": platform.python_version(), **versions, "device": f"{device.type}: {name}", "cores": os.cpu_count(),
@@ -229,13 +229,10 @@ class Run:
         self.config = {"flags": flags, **environment(device)}
         with users_mistake():
             os.makedirs(self.folder, exist_ok=True)
-        try:
-            with open(self.path("config.json")) as file:
+        saved, config = flags, self.path("config.json")
+        if os.path.exists(config):
+            with reading(config, "the config.json of a run"), open(config) as file:
                 saved = dict(json.load(file)["flags"])
-        except FileNotFoundError:
-            saved = flags
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"'{self.path('config.json')}' is not the config.json of a run, or is damaged") from None
         changed = [f"{k} was {saved.get(k)}, is {flags.get(k)}" for k in _changed(saved, flags)]
         if changed:
             raise UserError(f"'{self.folder}' holds a run with other flags: {', '.join(changed)}")
@@ -277,14 +274,12 @@ class Run:
         self.net, self.optimizer, path = net, optimizer, self.path("last.pt")
         if os.path.exists(path):
             last = load_checkpoint(path, "run in progress")
-            try:
+            with reading(path, "the checkpoint of this run (remove it to start anew)"):
                 if _changed(last["flags"], self.config["flags"]) or not all_finite(last["net"]):
-                    raise ValueError
+                    raise ValueError("its flags differ, or its weights are not finite")
                 net.load_state_dict(last["net"])
                 optimizer.load_state_dict(last["optimizer"])
                 self.history, self.seconds = list(last["history"]), float(last["seconds"])
-            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
-                raise UserError(f"'{path}' is not of this run, or is damaged: remove it to start anew") from None
             print0(f"{self.folder}: resumed after epoch {len(self.history)}")
         self.clock = time.perf_counter()
         return len(self.history) + 1

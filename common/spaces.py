@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .losses import match_classifier
-from .runtime import all_finite
+from .runtime import all_finite, load_checkpoint, reading
 
 SPACES = ("nats", "darts", "resnet32")
 
@@ -62,17 +62,16 @@ def supernet(name, num_classes, channels, cells):
     return space(name).Network(num_classes, channels, cells)
 
 
-def supernet_from(checkpoint):
-    """The super-net in a checkpoint of train_supernet.py or adapt.py. ValueError if weights do not fit or are not finite."""
-    try:
+def load_supernet(path):
+    """(checkpoint, super-net) of a supernet.pt. UserError if it is damaged, its weights do not fit, or are not finite."""
+    checkpoint = load_checkpoint(path, "super-net")
+    with reading(path, "the checkpoint of a super-net"):
         net = supernet(*(checkpoint[key] for key in ("space", "num_classes", "channels", "cells")))
         match_classifier(net, checkpoint["loss"])
         net.load_state_dict(checkpoint["net"])
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"its weights do not fit the super-net that it names: {str(error).splitlines()[0]}") from None
-    if not all_finite(checkpoint["net"]):
-        raise ValueError("its weights are not finite")
-    return net
+        if not all_finite(checkpoint["net"]):
+            raise ValueError("its weights are not finite")
+    return checkpoint, net
 
 
 def parameters(net):

@@ -1,4 +1,4 @@
-"""From accuracies to tables: Kendall's tau between settings, noise ceilings, best architectures found, regret.
+"""From accuracies to tables: Kendall's tau between settings, noise ceilings, regret.
 
 A setting is a method, a dataset and an imbalance, trained with one or more seeds. `tau` correlates *mean* accuracies of
 the architectures that two settings share, over the seeds that all of these have (Figure 1).
@@ -88,26 +88,27 @@ def interval(statistic, n, resamples=1000):
     return statistic(np.arange(n)), low, high
 
 
-def compare(units, top=None):
+def compare(units):
     """The dict that tau.json holds, from what `read` returns. ValueError if two settings share too few architectures.
 
-    Matrices over the settings (S, S): n, the number of shared architectures; tau and its interval low, high; tau_single.
-    With `top`, found[i, j] is how many of setting i's best are among setting j's, and regret[i, j] the accuracy that
-    setting i loses, in points, by taking setting j's favourite. noise_ceiling: {setting: {tau, low, high}}.
+    Matrices over the settings (S, S): n, the number of shared architectures; tau and its interval low, high; tau_single;
+    regret[i, j], the accuracy that setting i loses, in points, by taking setting j's favourite (of several, their mean).
+    noise_ceiling: {setting: {tau, low, high}}.
     """
-    labels, least, cells = list(units), max(3, top or 0), {}
+    labels, cells = list(units), {}
     for one, other in itertools.product(labels, repeat=2):
         archs = [arch for arch in units[one] if arch in units[other]]
-        if len(archs) < least:
-            raise ValueError(f"{len(archs)} architectures are in both '{one}' and '{other}': at least {least} are needed")
+        if len(archs) < 3:
+            raise ValueError(f"{len(archs)} architectures are in both '{one}' and '{other}': at least 3 are needed")
         x, y = _by_seed(units, one, archs), _by_seed(units, other, archs)
-        cell = cells.get((other, one)) or _correlation(x, y)
-        cells[one, other] = cell = {**cell, **_selection(_mean(x), _mean(y), top)} if top else cell
-    matrices = {name: np.array([[cells[i, j][name] for j in labels] for i in labels]) for name in cell}
+        truth, guess = _mean(x), _mean(y)
+        correlation = cells.get((other, one)) or _correlation(x, y)
+        cells[one, other] = {**correlation, "regret": truth.max() - truth[guess == guess.max()].mean()}
+    matrices = {name: np.array([[cells[i, j][name] for j in labels] for i in labels]) for name in cells[one, other]}
     own = {label: list(_by_seed(units, label, units[label]).values()) for label in labels}
     ceilings = {label: _noise_ceiling(seeds) for label, seeds in own.items() if len(seeds) > 1}
     archs = set().union(*units.values())
-    return {"labels": labels, "architectures": len(archs), "top": top, **matrices, "noise_ceiling": ceilings}
+    return {"labels": labels, "architectures": len(archs), **matrices, "noise_ceiling": ceilings}
 
 
 def _by_seed(units, label, archs):
@@ -138,25 +139,12 @@ def _noise_ceiling(seeds):
     return dict(zip(("tau", "low", "high"), values, strict=True))
 
 
-def _selection(truth, guess, top):
-    """{found, regret} of choosing by accuracies `guess` where `truth` are the accuracies."""
-    regret = truth.max() - truth[guess == guess.max()].mean()  # over several favourites the mean
-    return {"found": _in_best(truth, top) @ _in_best(guess, top), "regret": regret}
-
-
-def _in_best(values, top):
-    """Membership in the best `top`, (n,): 1 or 0, with the last places shared equally among those tied for them."""
-    last = np.sort(values)[-top]
-    above, tied = values > last, values == last
-    return above + tied * (top - above.sum()) / tied.sum()
-
-
 # Showing
 
 
 def text(result):
     """The tables of `compare` as they are printed."""
-    labels, top, ceilings = result["labels"], result["top"], result["noise_ceiling"]
+    labels, ceilings = result["labels"], result["noise_ceiling"]
 
     def tau(i, j):
         return "1" if i == j else _cell(*(result[name][i, j] for name in ("tau", "low", "high")))
@@ -165,17 +153,13 @@ def text(result):
         ceiling = i == j and ceilings.get(labels[i])
         return _cell(*ceiling.values()) if ceiling else _cell(result["tau_single"][i, j])
 
-    def best(i, j):
-        return f"{result['found'][i, j]:.3g}; {result['regret'][i, j]:.2f}"
-
     parts = [f"{result['architectures']} architectures", "Kendall's tau-b of mean accuracies, with its 95 % interval:"]
     parts += [_matrix(labels, tau)]
     if ceilings:
         parts += ["Tau of single seeds; on the diagonal the noise ceiling, between two seeds of the same setting:"]
         parts += [_matrix(labels, single)]
-    if top:
-        parts += [f"How many of the row's best {top} are among the column's best {top}; accuracy that the row loses, in"]
-        parts += ["points, by taking the column's favourite:", _matrix(labels, best)]
+    parts += ["Regret: accuracy that the row loses, in points, by taking the column's favourite:"]
+    parts += [_matrix(labels, lambda i, j: f"{result['regret'][i, j]:.2f}")]
     return "\n".join(parts)
 
 

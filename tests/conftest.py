@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # as in ENVIRONMENT: bits depend on it
 
 from common import runtime  # noqa: E402
 
@@ -80,8 +81,27 @@ def weights(out):
     return runtime.load_checkpoint(Path(out) / "supernet.pt", "super-net")["net"]
 
 
-def command(*argv, ranks=0, **kwargs):
+def command(*argv, ranks=0):
     """A stage as a user runs it, under torchrun if `ranks` is given. Returns the finished process, with text output."""
     call = [*TORCHRUN, str(ranks)] if ranks else [sys.executable]
     call += [str(a) for a in argv]
-    return subprocess.run(call, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, **kwargs)
+    return subprocess.run(call, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+
+
+def two_ranks(*argv):
+    """The stage's output on two ranks that find each other through a port, as torchrun's do, but without its seconds."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(listener.getsockname()[1])}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *map(str, argv)], cwd=ROOT, env={**ENVIRONMENT, **variables, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) for rank in "01"
+    ]  # fmt: skip
+    output = ""
+    for process in processes:
+        out, error = process.communicate(timeout=240)
+        assert process.returncode == 0, error
+        output += out
+    return output

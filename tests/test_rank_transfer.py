@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ENVIRONMENT, ROOT, SMALL, command, refused, stage
+from conftest import ENVIRONMENT, ROOT, SMALL, refused, stage, two_ranks
 
 import rank_transfer
 from common import nats, spaces
@@ -152,11 +152,11 @@ def finished(images, tmp_path_factory):
     """(arguments, folder) of a run of 8 units on one rank."""
     argv = [*QUICK, "--epochs", 1, "--archs", "random:4", "--datasets", f"{images}:1", f"{images}:5", "--out"]
     out = tmp_path_factory.mktemp("finished")
-    assert command("rank_transfer.py", *argv, out).returncode == 0
+    stage("rank_transfer", *argv, out)
     return argv, out
 
 
-def test_killed_and_started_again_on_two_ranks_it_trains_what_is_missing(finished, tmp_path):
+def test_killed_and_started_again_on_two_ranks_it_trains_what_is_missing(finished, tmp_path, capsys):
     argv, whole = finished
     call = [sys.executable, "rank_transfer.py", *map(str, argv), tmp_path]
     process = subprocess.Popen(call, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
@@ -169,14 +169,13 @@ def test_killed_and_started_again_on_two_ranks_it_trains_what_is_missing(finishe
         file.write('{"method": "stand-alone", "arch": "|no')
     before = (tmp_path / "units_0.jsonl").read_text().count("}\n")
     assert 3 <= before < 8 and not (tmp_path / "accuracies.jsonl").exists()
-    done = command("rank_transfer.py", *argv, tmp_path, ranks=2)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(" of rank ") == 8 - before
+    assert two_ranks("rank_transfer.py", *argv, tmp_path).count(" of rank ") == 8 - before
     assert (tmp_path / "accuracies.jsonl").read_bytes() == (whole / "accuracies.jsonl").read_bytes()
     facts = [json.loads((out / "result.json").read_text()) for out in (tmp_path, whole)]
     assert all((f.pop("units"), f.pop("architectures"), *f) == (8, 4, "seconds") for f in facts)
-    again = command("rank_transfer.py", *argv, tmp_path)
-    assert again.returncode == 0 and "already finished" in again.stdout
+    capsys.readouterr()
+    stage("rank_transfer", *argv, tmp_path)
+    assert "already finished" in capsys.readouterr().out
 
 
 def test_units_that_nobody_gathered_are_gathered_without_training(finished, tmp_path, monkeypatch):
@@ -211,8 +210,8 @@ def test_what_stops_a_unit_is_told_with_its_name(images, tmp_path):
         (["--datasets", "synthetic10:0.5"], "--datasets: must be at least 1"),
         (["--datasets", "cifar11:1"], "unknown dataset 'cifar11'"),
         (["--supernet", "SUPERNET", "--seeds", "1", "2"], "only one of --seeds"),
-        (["--supernet", "nowhere.pt"], "no checkpoint 'nowhere.pt'"),
-        (["--supernet", ""], "no checkpoint ''"),
+        (["--supernet", "nowhere.pt"], "no file 'nowhere.pt'"),
+        (["--supernet", ""], "no file ''"),
         (["--tabulate", "nowhere"], "nowhere"),
     ],
 )

@@ -30,7 +30,8 @@ def test_a_command_is_understood(script, flags, tmp_path, monkeypatch):
     searched = tmp_path / "runs" / "search_p1" / "result.json"  # the one input that is read with the flags
     searched.parent.mkdir(parents=True)
     arch = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|none~2|"
-    searched.write_text(json.dumps({"best": {"arch": arch}, "data": {"dataset": "cifar100", "val_per_class": 0}}))
+    data = {"dataset": "cifar100", "val_per_class": 0, "data_seed": 0}
+    searched.write_text(json.dumps({"best": {"arch": arch}, "data": data}))
     importlib.import_module(script).parse_args(shlex.split(flags))
 
 

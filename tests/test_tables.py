@@ -1,4 +1,4 @@
-"""Tables from accuracies: reading files, tau and its interval, noise ceilings, the best architectures, regret."""
+"""Tables from accuracies: reading files, tau and its interval, noise ceilings, regret."""
 
 import itertools
 import json
@@ -93,23 +93,20 @@ def test_the_order_of_files_and_lines_does_not_matter(tmp_path):
     parts = [write(tmp_path / f"{i}", rows[i::3]) for i in range(3)]
     found = tables.read([*parts[::-1], parts[0]])  # a file that is given twice adds nothing
     assert found == expected and list(found) == ["d 1x", "d 50x", "d 100x"]
-    assert tables.text(tables.compare(found, top=3)) == tables.text(tables.compare(expected, top=3))
+    assert tables.text(tables.compare(found)) == tables.text(tables.compare(expected))
 
 
-def test_best_k_found_and_regret_by_hand(tmp_path, capsys):
+def test_regret_by_hand(tmp_path, capsys):
     (tmp_path / "f.csv").write_text("arch,truth,guess,tied\na,90,10,5\nb,80,40,7\nc,70,20,7\nd,60,30,7\ne,,99,\n")
-    found = tabulate(tmp_path / "out", tmp_path / "f.csv", "--top", 2)
-    assert found["labels"] == ["guess", "tied", "truth"] and found["top"] == 2 and found["n"][0] == [5, 4, 4]
-    assert found["found"][2][0] == 1 and found["regret"][2][0] == 10  # b and d for a and b; the favourite is b
+    found = tabulate(tmp_path / "out", tmp_path / "f.csv")
+    assert found["labels"] == ["guess", "tied", "truth"] and found["n"][0] == [5, 4, 4]
+    assert found["regret"][2][0] == 10  # the favourite of those that both have is b
     assert found["regret"][2][1] == 20  # the favourites b, c and d have 70 on average
     printed = capsys.readouterr().out
-    assert "5 architectures\n" in printed and "1; 10.00" in printed
+    assert "5 architectures\n" in printed and "10.00" in printed
 
 
-def test_ties_share_the_last_places_and_survive_the_mean(tmp_path):
-    (tmp_path / "f.csv").write_text("arch,truth,chance\na,90,10\nb,80,10\nc,70,10\nd,60,10\n")
-    found = tables.compare(tables.read([tmp_path / "f.csv"]), top=2)
-    assert found["labels"] == ["chance", "truth"] and found["found"][1, 0] == 1 and found["regret"][1, 0] == 15
+def test_ties_survive_the_mean_over_seeds(tmp_path):
     seeds = [61.3, 55.1, 70.2]
     rows = [line for k in range(3) for line in lines("d", 1, [*np.roll(seeds, k).tolist(), 90, 80], seed=k)]
     rows += lines("e", 1, [1, 2, 3, 5, 4])
@@ -172,10 +169,9 @@ def test_a_wrong_line_is_named(text, message, tmp_path):
     assert "file.txt" in str(error.value)
 
 
-@pytest.mark.parametrize(("top", "message"), [(None, "2 .* 'x': at least 3"), (4, "2 .* 'x': at least 4")])
-def test_too_few_architectures_are_refused(top, message):
-    with pytest.raises(ValueError, match=message):
-        tables.compare({"x": {"a": {0: 1.0}, "b": {0: 2.0}}}, top)
+def test_too_few_architectures_are_refused():
+    with pytest.raises(ValueError, match="2 architectures are in both"):
+        tables.compare({"x": {"a": {0: 1.0}, "b": {0: 2.0}}})
 
 
 json_values = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())
