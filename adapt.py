@@ -1,10 +1,10 @@
 """Adapt a super-net that was trained on a balanced source to an imbalanced target: procedures P0, P1 and P2 of Table 2.
 
     python adapt.py --procedure P1 --supernet runs/source/supernet.pt --dataset cifar100 --imbalance 100 --out runs/p1
-    torchrun --nproc_per_node=8 adapt.py --procedure P1 --supernet runs/source/supernet.pt --out runs/p1
+    torchrun --nproc_per_node=8 adapt.py --supernet runs/source/supernet.pt --batch-size 256 --out runs/p1
 
-P0 changes nothing: the source's super-net is searched, on the source. P1 freezes the backbone and trains a new linear
-classifier, re-weighted from the first epoch (Eq. 4). P2 trains backbone and new classifier and re-weights late (Eq. 5).
+P0 changes nothing: search.py will search the source's super-net on the source. P1 freezes the backbone and trains a new
+linear classifier, re-weighted from the first epoch (Eq. 4). P2 trains both and re-weights from the middle (Eq. 5).
 Products: supernet.pt, result.json. Paper, CIFAR-10 -> 100x CIFAR-100: sub-nets of P0, P1, P2 reach 40.83, 41.93, 41.86 %
 (Table 3a), and P1 took 2000 s on a V100.
 """
@@ -22,12 +22,13 @@ def parse_args(argv=None):
     group = parser.add_argument_group("adaptation")
     group.add_argument("--procedure", choices=("P0", "P1", "P2"), default="P1", help="way to adapt, Table 2")
     group.add_argument("--supernet", required=True, help="supernet.pt of the source")
-    text = "P2: freeze the backbone after E epochs, Table 4 (default: never)"
+    text = "P2: freeze the backbone after E epochs, Table 4 (default: never; 0: in all)"
     group.add_argument("--backbone-epochs", type=flags.count, metavar="E", help=text)
-    text = "with a frozen backbone: compute features in every K-th epoch only, and train on them, shuffled, until the next"
+    text = "with a frozen backbone: recompute its features only every K epochs and reuse them, reshuffled, in between"
     group.add_argument("--features-every", type=flags.positive_int, default=1, metavar="K", help=text)
     flags.add_data(parser, dataset="cifar100", imbalance=100)
-    flags.add_training(parser, 0.01, 0, "200", "100, in proportion to --epochs", "P1: 1; P2: 100, in proportion")
+    drop = "100, in proportion to --epochs"
+    flags.add_training(parser, lr=0.01, warmup=0, epochs="200", milestones=drop, reweight_from=f"P1: 1; P2: {drop}")
     flags.add_run(parser, out="runs/adapt")
     args = parser.parse_args(argv)
     flags.fill_schedule(args, epochs=200, milestones=(100,), reweight_from=1 if args.procedure == "P1" else 100)
@@ -51,20 +52,20 @@ def main(args):
     source, net = spaces.load_supernet(args.supernet)
     shape = {key: source[key] for key in ("space", "channels", "cells")}
     facts = {"procedure": args.procedure, "dataset": args.dataset, "imbalance": args.imbalance, "seed": args.seed}
-    if args.procedure == "P0":  # the checkpoint keeps the source's data, on which it will be searched
+    if args.procedure == "P0":  # the flags of data are ignored: search.py reads the source's from the checkpoint
         run.begin()
-        return run.finish_supernet(net, facts, 0, **shape, loss=source["loss"], data=source["data"])
+        return run.finish_supernet(net, facts, epochs=0, **shape, loss=source["loss"], data=source["data"])
 
     # data
     batches, counts, weights = flags.training_data(args, device)
 
     # model: the source's backbone under a new classifier
     net.classifier = nn.Linear(net.classifier.in_features, len(counts))
-    losses.match_classifier(net, args.loss)
+    losses.match_classifier(net, args.loss)  # LDAM's takes cosines
     net.to(device)
     choices = spaces.space(source["space"]).CHOICES
 
-    # optimiser
+    # optimiser: a frozen weight has no gradient, so SGD leaves it alone, weight decay included
     optimizer = engine.sgd(net, args.lr, args.momentum, args.weight_decay)
     loss = partial(losses.LOSSES[args.loss], counts=counts)
 
@@ -73,20 +74,20 @@ def main(args):
         return spaces.path(choices, args.seed, step)
 
     engine.use_batch_statistics(net)
-    features_epoch = None
-    for epoch in range(run.resume(net, optimizer), args.epochs + 1):
+    first_epoch, features_from = run.resume(net, optimizer), None
+    for epoch in range(first_epoch, args.epochs + 1):
         optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
-        inputs, how = batches, {"path": path, "precision": args.precision}
-        frozen_epochs = epoch - args.backbone_epochs  # with a frozen backbone, this one included
-        if frozen_epochs > 0 and args.features_every > 1:
-            latest = epoch - (frozen_epochs - 1) % args.features_every
-            if features_epoch != latest:
-                features, features_epoch = engine.KeptFeatures(net, batches, latest, path, args.precision), latest
-            inputs, how = features, {"backbone": nn.Identity()}
+        class_weights = weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights)
+        frozen_epoch = epoch - args.backbone_epochs  # 1 in the first epoch whose backbone is frozen
+        inputs, kwargs = batches, {"path": path, "precision": args.precision}
+        if frozen_epoch > 0 and args.features_every > 1:
+            latest = epoch - (frozen_epoch - 1) % args.features_every
+            if features_from != latest:  # also after resuming: the same epoch gives the same features
+                features, features_from = engine.CachedFeatures(net, batches, latest, path, args.precision), latest
+            inputs, kwargs = features, {"backbone": nn.Identity()}
         metrics = engine.train_epoch(
-            net, inputs, epoch, optimizer, weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights),
-            loss=loss, freeze_backbone=frozen_epochs > 0, clip=args.clip, **how,
-        )  # fmt: skip
+            net, inputs, epoch, optimizer, class_weights, loss=loss, freeze_backbone=frozen_epoch > 0, clip=args.clip, **kwargs
+        )
         run.epoch_done(args.epochs, len(batches.labels), metrics)
 
     # save

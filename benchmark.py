@@ -31,7 +31,7 @@ RATIOS = {  # name: kind, the kind that it is compared with
     "batches / super-net step": ("batches", "super-net step"),
     "super-net step / plain PyTorch": ("super-net step", "plain super-net step"),
     "P1 step / P2 step": ("P1 step", "super-net step"),
-    "graphs / one by one": ("one sub-net, graphs", "one sub-net"),
+    "CUDA graphs / eager": ("one sub-net, graphs", "one sub-net"),
     "together / one process": ("super-net, together", "super-net, one process"),
 }
 
@@ -52,7 +52,7 @@ def parse_args(argv=None):
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file, too")
     args = parser.parse_args(argv)
     for text in args.archs or ():
-        with runtime.users_mistake("--archs"):
+        with runtime.user_errors("--archs"):
             args.space = spaces.parse(text)[0]
     flags.fill_shape(args, args.space)
     return args
@@ -97,12 +97,12 @@ class Bench:
         net.train() if arch else engine.use_batch_statistics(net)
         return net
 
-    def training(self, net, batches, **how):
+    def training(self, net, batches, **kwargs):
         """A function that trains on these batches."""
         optimizer, ones = engine.sgd(net, 0.01, 0.9, 2e-4), torch.ones(CLASSES, device=self.device)
 
         def work():
-            engine.train_epoch(net, batches, next(self.epochs), optimizer, ones, precision=self.args.precision, **how)
+            engine.train_epoch(net, batches, next(self.epochs), optimizer, ones, precision=self.args.precision, **kwargs)
             return len(batches) * self.args.batch_size
 
         return work
@@ -113,7 +113,7 @@ class Bench:
     def kinds(self):
         """{kind of step: function}."""
         head, val = self.network(), random_split(2000, self.args.image_size, self.device)
-        features = engine.KeptFeatures(head, self.batches, 1, self.path)
+        features = engine.CachedFeatures(head, self.batches, 1, self.path)
         classifier = self.training(head, features, backbone=nn.Identity(), freeze_backbone=True)
         subnets = [self.training(self.network(arch), FirstBatches(self.all, 1)) for arch in self.archs]
         score, twenty = engine.scorer(self.network(), self.split, val, 400, 0), FirstBatches(self.all, 20)
@@ -171,7 +171,7 @@ class PlainCell(nats.Cell):
 
 
 def measure(works, rounds, device):
-    """{kind: seconds an image in each round}, after one round that is not counted."""
+    """{kind: seconds per image in each round}, after one round that is not counted."""
     times = {kind: [] for kind in works}
     for _ in range(rounds + 1):
         for kind, work in works.items():
@@ -200,7 +200,7 @@ def main(args):
             return
         times |= measure({"super-net, one process": Bench(args, device).supernet_step()}, args.rounds, device)
     elif args.cuda_graphs:
-        with runtime.users_mistake():
+        with runtime.user_errors():
             times = measure(bench.with_graphs(), args.rounds, device)
     else:
         works = bench.kinds()
@@ -221,7 +221,7 @@ def main(args):
             print(f"{name:<32} {ratio:.2f} x")
     print(f"peak memory: {facts['peak_gib']:.2f} GiB")
     if args.json:
-        with runtime.users_mistake():
+        with runtime.user_errors():
             runtime.write(args.json, json.dumps(facts, indent=1))
 
 

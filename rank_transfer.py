@@ -5,9 +5,9 @@
     python rank_transfer.py --supernet runs/p1/supernet.pt --out runs/rank_p1            # score them inside a super-net
     python rank_transfer.py --tabulate runs/rank/accuracies.jsonl runs/rank_p1/accuracies.jsonl --plot figure1.png
 
-The first three write accuracies.jsonl, one {method, arch, dataset, imbalance, seed, accuracy} a line; of trainings also the
-means over classes, {balanced, many, medium, few}. The same command again trains only what is missing. The last prints the tau
-matrix and writes tau.json to --out; it also reads a CSV with a header `arch,<setting>,...`. Paper: tau is high between
+The first three write accuracies.jsonl, one {method, arch, dataset, imbalance, seed, accuracy} a line; the first two add
+the means over classes {balanced, many, medium, few}. The same command again trains only what is missing. The last prints the
+tau matrix and writes tau.json to --out; it also reads a CSV with a header `arch,<setting>,...`. Paper: tau is high between
 balanced datasets and low across imbalance (Figure 1).
 """
 
@@ -42,7 +42,8 @@ def parse_args(argv=None):
     text = "datasets or folders, each with its imbalance (default: cifar10 and cifar100, each with 1, 50 and 100)"
     group.add_argument("--datasets", nargs="+", type=dataset_and_ratio, metavar="DATASET:R", help=text)
     flags.add_draw(group)
-    flags.add_training(parser, 0.1, 5, "200", "160 180, in proportion to --epochs", "160, in proportion to --epochs")
+    scaled = "in proportion to --epochs"
+    flags.add_training(parser, 0.1, 5, epochs="200", milestones=f"160 180, {scaled}", reweight_from=f"160, {scaled}")
     parser.add_argument("--cuda-graphs", action="store_true", help="on a GPU: the same result, several times as fast")
     group = parser.add_argument_group("super-net, whose checkpoint replaces the flags of space, shape, data and training")
     group.add_argument("--supernet", help="supernet.pt to score the architectures in, on the images that search.py would use")
@@ -88,11 +89,11 @@ def architectures(args, space):
 
 
 def of_mmacs(space, mmacs):
-    """All nats architectures whose MACs at the paper's width and depth, for 10 classes, round to so many millions."""
+    """All nats architectures whose MACs at the paper's width and depth, for 10 classes, round to `mmacs` million."""
     if space is not nats:
         raise ValueError("--archs mmacs:M is only for the nats space")
     macs = spaces.macs_counter(nats.Network(10, **nats.DEFAULTS))
-    # An operation costs the same on all six edges, each of which also carries a sixth of what all architectures share.
+    # Each edge's operation plus a sixth of the fixed cost (stem, reductions, classifier), so that six shares add up.
     share = [macs((gene,) * 6) / 6 for gene in range(len(nats.OPERATIONS))]
     archs = itertools.product(*map(range, nats.CHOICES))
     return [arch for arch in archs if round(sum(share[gene] for gene in arch) / 1e6) == mmacs]
@@ -159,8 +160,9 @@ def train_subnet(args, space, arch, train, normalise, seed):
     net.train()
     for epoch in range(1, args.epochs + 1):
         optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
+        class_weights = weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights)
         engine.train_epoch(
-            net, batches, epoch, optimizer, weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights),
+            net, batches, epoch, optimizer, class_weights,
             loss=loss, clip=args.clip, precision=args.precision, backbone=backbone,
         )  # fmt: skip
     return net
@@ -190,7 +192,7 @@ def finished_units(run):
 
 
 def tabulate(args):
-    with runtime.users_mistake():
+    with runtime.user_errors():
         result = tables.compare(tables.read(args.tabulate))
         print(tables.text(result))
         os.makedirs(args.out, exist_ok=True)
@@ -211,7 +213,7 @@ def main(args):
         return
 
     # data and model
-    with runtime.users_mistake():
+    with runtime.user_errors():
         method, units, measure = (train_alone if args.supernet is None else score_inside)(args, device)
     run.begin()
 

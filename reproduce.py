@@ -3,12 +3,12 @@
     python reproduce.py quick                           # a toy transfer in about a minute on two CPU cores, no download
     python reproduce.py list 3a fig2                    # the commands behind a table or figure, and which are done
     python reproduce.py cost 3a fig2                    # the hours they would take here, at speeds measured by benchmark.py
-    python reproduce.py run 3a fig2 --gpus 0,1,2,3      # run what is missing, one run a GPU; --jobs 4: four on each
+    python reproduce.py run 3a fig2 --gpus 0,1,2,3      # run what is missing, one run per GPU; --jobs 4: four on each
     python reproduce.py run --shard 2/8                 # the second of eight machines
     python reproduce.py report                          # report.md, report.json, runs.jsonl and figures in --out
     python reproduce.py run 3a 6 --scale small --source data/cifar10 --target data/tinyimagenet100
 
-Without a table: all of the paper's (1, 3a, 3b, 4, 5, 6, fig1, fig2). `baselines` is the field's: ResNet-32 with four losses.
+Without a table: all of the paper's (1, 3a, 3b, 4, 5, 6, fig1, fig2). `baselines` is ResNet-32 with four losses.
 Every stage has a run folder in --out, so the same command again resumes, and what several tables share is run once. A scale
 is a set of defaults for the flags; `quick` is `run` and then `report` at the scale `quick`.
 """
@@ -27,17 +27,18 @@ SETTING = {  # flag: the paper's value, type, help
     "space": ("nats", str, "search space of the super-nets"),
     "image_size": (32, flags.image_size, "side of the images in pixels"),
     "channels": (None, flags.width, "width of the first stage (default: nats 16, darts 36)"),
-    "cells": (None, flags.positive_int, "nats: cells a stage (default 5); darts: cells in all (default 20; Table 1: else 5)"),
+    "cells": (None, flags.positive_int, "nats: per stage (default 5); darts: in total (default 20); Table 1: 5 if given"),
     "source_epochs": (600, flags.positive_int, "epochs of the source's super-net"),
     "adapt_epochs": (200, flags.positive_int, "epochs of P1 and P2"),
     "target_epochs": (600, flags.positive_int, "epochs of the target's super-net (P3)"),
     "subnet_epochs": (200, flags.positive_int, "epochs of a sub-net"),
+    "subnet_lr": (None, flags.positive, "initial learning rate of a sub-net (default: 0.1)"),
     "reweight_from": (None, flags.positive_int, "epoch from which a sub-net's loss is re-weighted (default: 160 of 200)"),
     "warmup": (5, flags.count, "warm-up epochs when training from scratch"),
     "generations": (20, flags.positive_int, "generations of a search"),
     "population": (50, flags.positive_int, "architectures a generation, half by crossover and half by mutation"),
     "bn_images": (2000, flags.positive_int, "training images that BN statistics are rebuilt from"),
-    "val_images": (0, flags.count, "search on about so many held-out training images; 0: on the test split"),
+    "val_images": (0, flags.count, "search on about this many held-out training images; 0: on the test split"),
 }
 SCALES = {  # what differs from the paper
     "paper": {},
@@ -51,9 +52,9 @@ SCALES = {  # what differs from the paper
               "generations": 4, "population": 12, "bn_images": 1000, "val_images": 2000, "channels": 8, "cells": 1},
     # A toy: one transfer between small made-up images.
     "quick": {"tables": ["6", "fig2"], "ratios": [100], "source": "synthetic100", "target": "synthetic10", "image_size": 16,
-              "source_epochs": 1, "adapt_epochs": 2, "target_epochs": 5, "subnet_epochs": 13, "reweight_from": 6, "warmup": 0,
-              "generations": 3, "population": 10, "bn_images": 500, "val_images": 1000, "channels": 8, "cells": 1,
-              "seeds": 1, "jobs": 2},
+              "channels": 8, "cells": 1, "source_epochs": 1, "adapt_epochs": 2, "target_epochs": 5, "subnet_epochs": 13,
+              "subnet_lr": 0.05, "reweight_from": 6, "warmup": 0, "generations": 3, "population": 10, "bn_images": 500,
+              "val_images": 1000, "seeds": 1, "jobs": 2},
 }  # fmt: skip
 
 
@@ -73,8 +74,9 @@ def parse_args(argv=None):
     parser.add_argument("--data-root", help="where CIFAR is kept or downloaded to (default: data)")
     parser.add_argument("--out", help="folder of all runs (default: runs/SCALE)")
     parser.add_argument("--gpus", type=lambda text: text.split(","), metavar="0,1,...", help="GPUs that runs are handed out to")
+    parser.add_argument("--cuda-graphs", action="store_true", help="train sub-nets in CUDA graphs: the same result, sooner")
     parser.add_argument("--jobs", type=flags.positive_int, default=1, help="runs at a time, on each GPU if given")
-    text = "run the I-th of N parts that need nothing of each other: few and large, as most runs need a seed's source super-net"
+    text = "run the I-th of N independent parts; runs that share a source super-net stay together"
     parser.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help=text)
     args = parser.parse_intermixed_args(argv)
     scale = args.scale or ("quick" if args.command == "quick" else "paper")
@@ -124,7 +126,7 @@ def workers(args):
 
 
 def main(args):
-    with runtime.users_mistake():
+    with runtime.user_errors():
         plan, tables = make_plan(args)
         os.makedirs(args.out, exist_ok=True)
     if args.command == "list":

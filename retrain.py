@@ -1,7 +1,7 @@
 """Train one sub-net from scratch on the target and report its accuracy: all, many, medium, few (section 4.1, Table 6).
 
     python retrain.py --arch runs/search_p1/result.json --dataset cifar100 --imbalance 100 --out runs/retrain_p1
-    torchrun --nproc_per_node=8 retrain.py --arch runs/search_p1/result.json --out runs/retrain_p1
+    torchrun --nproc_per_node=8 retrain.py --arch runs/search_p1/result.json --batch-size 256 --out runs/retrain_p1
     python retrain.py --arch resnet32 --loss LDAM-DRW --dataset cifar10 --imbalance 100 --out runs/baseline
     python retrain.py --describe --dataset cifar10 --arch '|nor_conv_3x3~0|+|none~0|skip_connect~1|+|...'
 
@@ -26,13 +26,14 @@ def parse_args(argv=None):
     flags.add_shape(group)
     group.add_argument("--describe", action="store_true", help="print parameters and multiply-accumulates as JSON, and stop")
     flags.add_data(parser, dataset="cifar100", imbalance=100)
-    flags.add_training(parser, 0.1, 5, "200", "160 180, in proportion to --epochs", "160, in proportion to --epochs")
+    scaled = "in proportion to --epochs"
+    flags.add_training(parser, 0.1, 5, epochs="200", milestones=f"160 180, {scaled}", reweight_from=f"160, {scaled}")
     group.add_argument("--cuda-graphs", action="store_true", help="on a GPU: the same result, several times as fast")
     flags.add_run(parser, out="runs/retrain")
     args = parser.parse_args(argv)
     if args.arch.endswith(".json") or os.path.exists(args.arch):
         args.arch = searched_arch(args)
-    with runtime.users_mistake():
+    with runtime.user_errors():
         args.space, genes = spaces.parse(args.arch)
         args.arch = spaces.space(args.space).to_string(genes)
     flags.fill_shape(args, args.space)
@@ -41,7 +42,7 @@ def parse_args(argv=None):
 
 
 def searched_arch(args):
-    """The best architecture in search.py's result.json. UserError if training would see the images that chose it."""
+    """The best architecture in search.py's result.json. UserError if training would see its validation images."""
     with runtime.reading(args.arch, "a result.json of search.py"), open(args.arch) as file:
         found = json.load(file)
         arch, searched = str(found["best"]["arch"]), found["data"]
@@ -50,7 +51,7 @@ def searched_arch(args):
     same = held_out == (args.val_per_class, args.data_seed) or held_out[0] == args.val_per_class == 0
     if same_dataset and not same:
         flags_of_search = "--val-per-class {} --data-seed {}".format(*held_out)
-        advice = "give the same, so that no image that chose it is trained on"
+        advice = "give the same, so that no validation image is trained on"
         raise runtime.UserError(f"'{args.arch}' was searched with {flags_of_search}: {advice}")
     return arch
 
@@ -58,7 +59,7 @@ def searched_arch(args):
 def main(args):
     # set-up
     space = spaces.space(args.space)
-    with runtime.users_mistake():
+    with runtime.user_errors():
         num_classes = data.num_classes(args.dataset)
     device = runtime.setup(args.device, args.seed)
     net = space.Network(num_classes, args.channels, args.cells, space.from_string(args.arch))
@@ -76,7 +77,7 @@ def main(args):
 
     # model
     net.to(device)
-    with runtime.users_mistake():
+    with runtime.user_errors():
         backbone = fast.captured(net) if args.cuda_graphs else None
 
     # optimiser
@@ -87,15 +88,16 @@ def main(args):
     net.train()
     for epoch in range(run.resume(net, optimizer), args.epochs + 1):
         optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
+        class_weights = weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights)
         metrics = engine.train_epoch(
-            net, batches, epoch, optimizer, weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights),
+            net, batches, epoch, optimizer, class_weights,
             loss=loss, clip=args.clip, precision=args.precision, backbone=backbone,
         )  # fmt: skip
         engine.average_statistics(net)
         run.epoch_done(args.epochs, len(batches.labels), metrics)
 
     # save
-    with runtime.users_mistake():
+    with runtime.user_errors():
         ((images, labels),) = data.load(("test",), **flags.data_of(args), root=args.data_root, device=device)
     share = slice(runtime.rank(), None, runtime.world())
     chunks = engine.normalised_chunks(images[share], batches.normalise)

@@ -102,9 +102,9 @@ def main(args):
         raise runtime.UserError(f"no architecture has {args.max_mmacs:g} M MACs or fewer: the lightest has {lightest:.2f} M")
 
     # data
-    with runtime.users_mistake():
+    with runtime.user_errors():
         train, val = data.load(("train", "val"), **checkpoint["data"], root=args.data_root, device=device)
-    with runtime.users_mistake(args.supernet):
+    with runtime.user_errors(args.supernet):
         score_path = engine.scorer(net, train, val, args.bn_images, args.seed)
 
     # optimiser: evolution; the scores of an interrupted run are reused

@@ -1,7 +1,7 @@
 """Train a super-net: on a balanced source (Eq. 3), or on the imbalanced target itself (Eq. 6, procedure P3).
 
     python train_supernet.py --dataset cifar10 --out runs/source
-    torchrun --nproc_per_node=8 train_supernet.py --dataset cifar10 --out runs/source
+    torchrun --nproc_per_node=8 train_supernet.py --batch-size 256 --out runs/source
     python train_supernet.py --dataset cifar100 --imbalance 100 --out runs/p3
 
 Each step trains one uniformly drawn path (Guo et al. 2020). On balanced data the default loss, CE-DRW, is plain CE, since all
@@ -21,7 +21,8 @@ def parse_args(argv=None):
     group.add_argument("--space", choices=spaces.SPACES, default="nats", help="search space")
     flags.add_shape(group)
     flags.add_data(parser, dataset="cifar10", imbalance=1)
-    flags.add_training(parser, 0.1, 5, "600", "400 500, in proportion to --epochs", "400, in proportion to --epochs")
+    scaled = "in proportion to --epochs"
+    flags.add_training(parser, 0.1, 5, epochs="600", milestones=f"400 500, {scaled}", reweight_from=f"400, {scaled}")
     flags.add_run(parser, out="runs/supernet")
     args = parser.parse_args(argv)
     flags.fill_shape(args, args.space)
@@ -53,8 +54,9 @@ def main(args):
     engine.use_batch_statistics(net)
     for epoch in range(run.resume(net, optimizer), args.epochs + 1):
         optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
+        class_weights = weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights)
         metrics = engine.train_epoch(
-            net, batches, epoch, optimizer, weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights),
+            net, batches, epoch, optimizer, class_weights,
             loss=loss, path=lambda step: spaces.path(choices, args.seed, step), clip=args.clip, precision=args.precision,
         )  # fmt: skip
         run.epoch_done(args.epochs, len(batches.labels), metrics)

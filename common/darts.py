@@ -94,7 +94,7 @@ def _from_genotype(text):
         form = "Genotype(normal=[(op, input), ...], normal_concat=..., reduce=[...], reduce_concat=...)"
         raise ValueError(f"not a DARTS genotype of the form {form}") from None
     if not set(concat) <= {"[2, 3, 4, 5]", "range(2, 6)"}:
-        raise ValueError(f"concatenated are {' and '.join(concat)}: only genotypes that concatenate nodes 2 to 5 are read")
+        raise ValueError(f"the genotype concatenates {' and '.join(concat)}: only nodes 2 to 5 are supported")
     return encode(cells)
 
 

@@ -28,7 +28,7 @@ def long_tail_counts(sizes, ratio):
     if not ratio >= 1:
         raise ValueError(f"the imbalance ratio must be at least 1, not {ratio:g}")
     last = max(len(sizes) - 1, 1)
-    # One power instead of a product of roots: rounding must not turn the 5.0 of 500 images at 100x into 4.
+    # One power, not mu ** c: a rounded mu would turn the 10.0 of 500 images at 50x into 9.
     return [min(n, max(1, int(n * (1 / ratio) ** (c / last)))) for c, n in enumerate(sizes)]
 
 
@@ -107,7 +107,7 @@ def _open(name, split, root, size):
 
         return np.asarray(source.targets), fetch
     if name in CLASSES:
-        # Imported by name and only here, so that this file can be copied without the painter.
+        # Imported by name and only here, so that this file can be copied without synthetic.py.
         images, labels = importlib.import_module("common.synthetic").paint(CLASSES[name], split, size)
         return labels, lambda indices: images[indices]
     files, labels = _list_folder(name, split)
@@ -116,7 +116,7 @@ def _open(name, split, root, size):
 
 @contextmanager
 def _one_process_at_a_time(root):
-    """Ranks and parallel runs that share this folder wait while one of them downloads. A node with its own disk has its own."""
+    """Ranks and parallel runs that share this folder wait while one of them downloads."""
     os.makedirs(root, exist_ok=True)
     with open(os.path.join(root, "download.lock"), "w") as file:
         with suppress(ImportError, OSError):  # not POSIX, or a file system without locks
@@ -157,7 +157,7 @@ def _decode(path, size):
 
     try:
         image = default_loader(path)
-    except Exception as error:  # Pillow raises many kinds for a damaged file
+    except Exception as error:  # Pillow raises many types for a damaged file
         raise ValueError(f"cannot read the image '{path}': {error}") from None
     if image.size != (size, size):
         image = center_crop(resize(image, size), size)
@@ -175,7 +175,7 @@ def channel_stats(images):
 
 
 class Normalise:
-    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), channels-last in memory, with zero mean and unit variance a channel."""
+    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), channels-last in memory, with zero mean and unit variance per channel."""
 
     def __init__(self, mean, std, width, device):
         # One number per byte of an image row: broadcasting over three channels alone would not vectorise.

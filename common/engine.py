@@ -78,16 +78,16 @@ def train_epoch(
     advice = "a lower --lr or --clip may help"
     if not math.isfinite(total_loss):
         arch = f", architecture {net.to_string(path(first_step + steps))}" if path else ""
-        raise UserError(f"the loss is not finite since epoch {epoch}, step {steps + 1}{arch}: {advice}")
+        raise UserError(f"the loss is not finite in epoch {epoch}, step {steps + 1}{arch}: {advice}")
     if not all_finite(dict(net.named_parameters())):  # no loss has been computed since the last step
         raise UserError(f"the weights are not finite after epoch {epoch}: {advice}")
     return {"loss": total_loss / weight, "accuracy": 100 * correct / seen}
 
 
-class KeptFeatures:
-    """Batches of features instead of images: what a frozen backbone computed in one whole epoch, each batch on its own path.
+class CachedFeatures:
+    """What a frozen backbone computed in one whole epoch, each batch on its own path, as batches of features.
 
-    Iterated like `data.Batches`: (features (B, D) float32, labels (B,) int64), shuffled anew in each epoch, and so over paths.
+    Iterated like `data.Batches`: (features (B, D) float32, labels (B,) int64), reshuffled every epoch, so a batch mixes paths.
     """
 
     @torch.no_grad()
@@ -127,7 +127,7 @@ def normalised_chunks(images, normalise):
 
 
 @contextmanager
-def exact_products():
+def no_tf32():
     """In the block a GPU multiplies in fp32. Elsewhere PyTorch rounds convolutions to TF32, which is fine for training."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
@@ -138,7 +138,7 @@ def exact_products():
 
 
 @torch.inference_mode()
-@exact_products()
+@no_tf32()
 def recalibrate(net, chunks, *arch):
     """Rebuilds all BN running statistics as the mean over these chunks of training images (Guo et al. 2020)."""
     net.train()
@@ -151,7 +151,7 @@ def recalibrate(net, chunks, *arch):
 
 
 @torch.inference_mode()
-@exact_products()
+@no_tf32()
 def correct_by_class(net, chunks, labels, *arch, adjust=lambda logits: logits):
     """Number of correctly classified images of each class, int64 (C,). labels: (n,), of all chunks in order.
 

@@ -1,4 +1,4 @@
-"""Faster layers and layouts with the same results. The method can be understood without; `benchmark.py` shows the gains."""
+"""Faster layers and layouts with the same results. Skip this file to follow the method; `benchmark.py` shows the gains."""
 
 import ctypes
 import functools
@@ -54,7 +54,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, x):
-        # `_Standardise` differentiates through batch statistics, which evaluation with gradients must not.
+        # `_Standardise` differentiates through batch statistics, which evaluation with gradients must not do.
         if x.device.type != "cpu" or x.dtype != torch.float32 or (torch.is_grad_enabled() and not self.training):
             return super().forward(x)
         mean, var = self._batch_statistics(x) if self.training else (self.running_mean, self.running_var)

@@ -4,7 +4,7 @@ import argparse
 import math
 
 from . import data, drw, losses, spaces
-from .runtime import UserError, rank, users_mistake, world
+from .runtime import UserError, rank, user_errors, world
 
 
 def number(kind, least, most=math.inf, above=False):
@@ -79,7 +79,7 @@ def data_of(args):
 
 def training_data(args, device):
     """This rank's (batches, counts (C,), class weights (C,)) of the training split that the flags describe, on the device."""
-    with users_mistake():
+    with user_errors():
         (train,) = data.load(("train",), **data_of(args), root=args.data_root, device=device)
         normalise = data.Normalise(*data.channel_stats(train[0]), args.image_size, device)
         batches = data.Batches(train, normalise, args.batch_size, args.seed, rank(), world())
@@ -106,7 +106,7 @@ def add_training(parser, lr, warmup, epochs, milestones, reweight_from):
     add("--loss", choices=losses.LOSSES, default="CE-DRW", help="BS is balanced softmax; a -DRW loss is re-weighted late")
     add("--epochs", type=positive_int, help=f"passes over the training images (default: {epochs})")
     add("--lr", type=positive, default=lr, help="initial learning rate")
-    text = f"epochs, counted from 1, from which the learning rate is multiplied by 0.01 (default: {milestones})"
+    text = f"epochs, counted from 1, at which the learning rate is multiplied by 0.01 (default: {milestones})"
     add("--milestones", type=positive_int, nargs="*", metavar="E", help=text)
     add("--warmup", type=count, default=warmup, help="epochs of linear warm-up")
     text = f"epoch from which a -DRW loss is re-weighted (default: {reweight_from})"

@@ -27,8 +27,8 @@ def kendall_tau(x, y):
 def _inversions(values):
     """How many pairs i < j have values[i] > values[j], for integers in [0, n): a merge sort from the bottom up.
 
-    A merge moves each element of the right half left past the larger ones of the left half, one inversion each, and the left
-    half as far to the right in all. All merges of one width are one stable sort.
+    Per inversion, a merge moves an element of the right half one place to the left and one of the left half one place to the
+    right, hence // 2. One stable sort does all merges of a width.
     """
     n, total, width, places = len(values), 0, 1, np.arange(len(values))
     while width < n:

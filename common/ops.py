@@ -33,7 +33,7 @@ def sep_conv(channels, kernel, stride, affine):
 
 
 class FactorizedReduce(nn.Module):
-    """Halves the resolution and uses every pixel: two 1x1 convolutions, one pixel apart (DARTS).
+    """Halves the resolution: two stride-2 1x1 convolutions, the second shifted one pixel down and right (DARTS).
 
     DARTS strides the convolutions; here the pixels are picked first, which computes the same. Strided 1x1 convolutions of
     the shifted image corrupt the heap in the backward pass on a CPU with two threads (PyTorch 2.14.1).

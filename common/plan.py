@@ -27,6 +27,8 @@ class Plan(dict):
 
     def add(self, name, command, seed, work, needs=()):
         where = given(out=os.path.join(self.args.out, name), device=self.args.device, data_root=self.args.data_root)
+        if self.args.cuda_graphs and command[0] in ("retrain.py", "rank_transfer.py"):
+            where.append("--cuda-graphs")
         stage = Stage([str(word) for word in (*command, *where)], needs, seed, work)
         if self.setdefault(name, stage).command != stage.command:
             raise UserError(f"two different runs would be called '{name}': give --source and --target other names")
@@ -78,28 +80,28 @@ class Plan(dict):
         images += min(args.bn_images, self.long_tailed(*searched)[1])
         work = {"scoring": args.generations * args.population * images}
         search = self.add(f"search_{supernet}", command, seed, work, [supernet])
-        how = ["--arch", os.path.join(args.out, search, "result.json"), *given(channels=args.channels, cells=args.cells)]
-        return self.retrain(f"{supernet}_on_{short(target, ratio)}", how, target, ratio, seed, needs=[search])
+        arch_flags = ["--arch", os.path.join(args.out, search, "result.json"), *given(channels=args.channels, cells=args.cells)]
+        return self.retrain(f"{supernet}_on_{short(target, ratio)}", arch_flags, target, ratio, seed, needs=[search])
 
-    def retrain(self, name, how, dataset, ratio, seed, step="sub-net step", needs=()):
-        """Trains an architecture from scratch. how: its flags."""
+    def retrain(self, name, arch_flags, dataset, ratio, seed, step="sub-net step", needs=()):
+        """Trains an architecture from scratch."""
         args, (flags, images) = self.args, self.long_tailed(dataset, ratio)
-        command = ["retrain.py", *how, *flags, *given(epochs=args.subnet_epochs, reweight_from=args.reweight_from)]
-        command += given(warmup=args.warmup, seed=seed)
+        command = ["retrain.py", *arch_flags, *flags, *given(epochs=args.subnet_epochs, lr=args.subnet_lr)]
+        command += given(reweight_from=args.reweight_from, warmup=args.warmup, seed=seed)
         return self.add(f"retrain_{name}", command, seed, {step: args.subnet_epochs * images}, needs)
 
-    def cells(self, numbers, columns, stage_of, places=(("accuracy", "all"),)):
+    def cells(self, numbers, columns, stage_of, keys=(("accuracy", "all"),)):
         """Yields the cells of a table. stage_of: (row, column, seed) -> stage; a column is a ratio or a dataset.
 
-        numbers: {column: {row: the paper's number, or a tuple with one of each place}}.
+        numbers: {column: {row: the paper's number, or a tuple with one for each of `keys`}}.
         """
         for column, row in product(columns, next(iter(numbers.values()))):
             stages = [stage_of(row, column, seed) for seed in range(self.args.seeds)]
             title = column if isinstance(column, str) else f"{column:g}x"
             printed = None if self.args.scale == "quick" else numbers.get(column, {}).get(row)
-            printed = printed if isinstance(printed, tuple) else [printed] * len(places)
-            for place, number in zip(places, printed, strict=True):
-                yield Cell(row, f"{title} {place[-1]}" if len(places) > 1 else title, number, stages, place)
+            printed = printed if isinstance(printed, tuple) else [printed] * len(keys)
+            for path, number in zip(keys, printed, strict=True):
+                yield Cell(row, f"{title} {path[-1]}" if len(keys) > 1 else title, number, stages, path)
 
 
 def given(**values):
@@ -121,16 +123,17 @@ def table_1(plan):
     def stage_of(row, ratio, seed):
         dataset = args.source if row in ("A1", "A2") else args.target
         shape = given(channels=(args.channels or 36) * paper.CHANNELS[row] // 36, cells=args.cells and 5)
-        how = ["--arch", paper.ARCHITECTURES[row], *shape]
-        return plan.retrain(f"{row}_on_{short(dataset, ratio)}_s{seed}", how, dataset, ratio, seed, "sub-net step of Table 1")
+        arch_flags = ["--arch", paper.ARCHITECTURES[row], *shape]
+        name = f"{row}_on_{short(dataset, ratio)}_s{seed}"
+        return plan.retrain(name, arch_flags, dataset, ratio, seed, "sub-net step of Table 1")
 
     return plan.cells(paper.TABLE_1, (1, 100), stage_of)
 
 
-def transfer(plan, numbers, stage_of=Plan.subnet, backwards=False, **how):
+def transfer(plan, numbers, stage_of=Plan.subnet, backwards=False, **kwargs):
     """Tables 3 to 6 and Figure 2."""
     pair = (plan.args.source, plan.args.target)[:: -1 if backwards else 1]
-    return plan.cells(numbers, plan.args.ratios or numbers, lambda row, *rest: stage_of(plan, row, *pair, *rest), **how)
+    return plan.cells(numbers, plan.args.ratios or numbers, lambda row, *rest: stage_of(plan, row, *pair, *rest), **kwargs)
 
 
 def figure_1(plan):
@@ -147,9 +150,9 @@ def figure_1(plan):
 
 def baselines(plan):
     def stage_of(loss, dataset, seed):
-        how = ["--arch", "resnet32", "--loss", loss]
+        arch_flags = ["--arch", "resnet32", "--loss", loss]
         name = f"resnet32_{loss}_on_{short(dataset, 100)}_s{seed}"
-        return plan.retrain(name, how, dataset, 100, seed, "sub-net step of resnet32")
+        return plan.retrain(name, arch_flags, dataset, 100, seed, "sub-net step of resnet32")
 
     return plan.cells(paper.BASELINES, (plan.args.source, plan.args.target), stage_of)
 
@@ -160,9 +163,9 @@ TABLES = {
     "3b": partial(transfer, numbers=paper.TABLE_3B, backwards=True),
     "4": partial(transfer, numbers=paper.TABLE_4),
     "5": partial(transfer, numbers=paper.TABLE_5),
-    "6": partial(transfer, numbers=paper.TABLE_6, places=[("accuracy", group) for group in paper.GROUPS]),
+    "6": partial(transfer, numbers=paper.TABLE_6, keys=[("accuracy", group) for group in paper.GROUPS]),
     "fig1": figure_1,
-    "fig2": partial(transfer, numbers=paper.FIGURE_2, stage_of=Plan.trained, places=[("seconds",)]),
+    "fig2": partial(transfer, numbers=paper.FIGURE_2, stage_of=Plan.trained, keys=[("seconds",)]),
     "baselines": baselines,
 }
 

@@ -32,8 +32,8 @@ class Cell(NamedTuple):
     row: str
     column: str
     printed: str | None  # the paper's number
-    stages: list  # one a seed
-    place: tuple  # of our number in a stage's result.json
+    stages: list  # one per seed
+    keys: tuple  # under which a stage's result.json has our number
 
 
 def write(plan, cells, out, scale, changed):
@@ -81,7 +81,7 @@ def markdown(heads, rows):
 
 def ours(cell, records):
     """Our number of each finished seed. A group without classes has none."""
-    values = [reduce(getitem, cell.place, records[name]["result"]) for name in cell.stages if name in records]
+    values = [reduce(getitem, cell.keys, records[name]["result"]) for name in cell.stages if name in records]
     return [value for value in values if value is not None]
 
 
@@ -98,7 +98,7 @@ def ties(plan, entries, records):
     rows = {}
     for cell in entries:
         for seed, name in enumerate(cell.stages):
-            if name in records and cell.place == ("accuracy", "all") and plan[name].needs:  # the need is a search
+            if name in records and cell.keys == ("accuracy", "all") and plan[name].needs:  # the need is a search
                 rows.setdefault((cell.column, seed, records[name]["result"]["arch"]), []).append(cell.row)
     same = [f"{column}, seed {seed}: {' = '.join(equal)}" for (column, seed, _), equal in rows.items() if len(equal) > 1]
     return [f"These searches chose the same architecture: {'; '.join(same)}.\n"] if same else []

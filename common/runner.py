@@ -31,7 +31,7 @@ def text(command):
 
 
 def identity(command):
-    """The words of a command up to --out. Of a path to another stage's product only the stage and the file count."""
+    """The words of a command up to --out, with paths to other stages' outputs cut to stage and file name."""
     words = shlex.split(command)
     products = ("supernet.pt", "result.json")
     return [os.path.join(*Path(w).parts[-2:]) if w.endswith(products) else w for w in words[: words.index("--out")]]
@@ -49,7 +49,7 @@ def record(plan, out, name):
 
 
 def shard(plan, part, parts):
-    """The part-th of so many parts. Stages that are connected by needs stay together; the largest group is dealt first."""
+    """Part number `part` of `parts`. Stages that are connected by needs stay together; the largest group is dealt first."""
     groups, loads, chosen = [], [0] * parts, set()
     for name, stage in plan.items():
         joined = [group for group in groups if not group.isdisjoint(stage.needs)]

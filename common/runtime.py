@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
 
 @contextmanager
-def users_mistake(where=""):
+def user_errors(where=""):
     """Turns a ValueError or an unreadable file in the block into a UserError."""
     try:
         yield
@@ -60,7 +60,7 @@ def reading(path, what):
         yield
     except FileNotFoundError:
         raise UserError(f"there is no file '{path}'") from None
-    except Exception as error:  # a file cut short, a picture, a folder, a pickle, other keys: each raises its own
+    except Exception as error:  # a file cut short, a picture, a folder, a pickle, other keys: each raises its own type
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"'{path}' is not {what}, or is damaged: {reason}") from None
 
@@ -89,7 +89,7 @@ def launch(parse_args, main):
             message = "stopped because another rank stopped"
         else:
             traceback.print_exc()
-    with suppress(OSError):  # nobody reads any more, or the disk is full
+    with suppress(OSError):  # stdout is closed, or the disk is full
         if message:
             sys.stderr.write(f"error: {' '.join(str(message).split()).removeprefix('error: ')}\n")
         sys.stdout.flush()
@@ -208,7 +208,7 @@ def environment(device):
     }  # fmt: skip
 
 
-LOCATIONS = {"out", "device", "data_root"}  # flags that say where a run happens, not what it computes
+NEUTRAL = {"out", "device", "data_root", "cuda_graphs"}  # flags that do not change the result
 
 
 def _changed(saved, flags):
@@ -217,7 +217,7 @@ def _changed(saved, flags):
     def value(flag):
         return os.path.realpath(flag) if isinstance(flag, str) and os.path.exists(flag) else flag
 
-    return [k for k in sorted({*saved, *flags} - LOCATIONS) if value(saved.get(k)) != value(flags.get(k))]
+    return [k for k in sorted({*saved, *flags} - NEUTRAL) if value(saved.get(k)) != value(flags.get(k))]
 
 
 class Run:
@@ -227,7 +227,7 @@ class Run:
         self.folder, self.history, self.seconds = args.out, [], 0.0
         flags = json.loads(json.dumps(vars(args)))
         self.config = {"flags": flags, **environment(device)}
-        with users_mistake():
+        with user_errors():
             os.makedirs(self.folder, exist_ok=True)
         saved, config = flags, self.path("config.json")
         if os.path.exists(config):
@@ -285,7 +285,7 @@ class Run:
         return len(self.history) + 1
 
     def epoch_done(self, epochs, images, metrics):
-        """Records an epoch over so many images. Saves before it prints, since stdout may be closed or full."""
+        """Records an epoch. Saves before it prints, since stdout may be closed or full."""
         seconds = time.perf_counter() - self.clock
         self.seconds += seconds
         epoch = len(self.history) + 1

@@ -3,10 +3,9 @@
 A setting is a method, a dataset and an imbalance, trained with one or more seeds. `tau` correlates *mean* accuracies of
 the architectures that two settings share, over the seeds that all of these have (Figure 1).
 
-Even two trainings in one setting rank architectures differently: the noise ceiling is tau between two seeds of a setting.
-A mean over seeds is less noisy than one seed, so `tau` must not be compared with it. `tau_single` may: it is tau between a
-seed of one setting and another seed of the other, averaged over all such pairs, as the ceiling is over pairs of seeds of
-one setting. Equal seeds share initial weights and are left out.
+Even two runs of one setting rank architectures differently: the noise ceiling is tau between two seeds of a setting.
+`tau` is of means over seeds, which are less noisy than one seed. Compare the ceiling with `tau_single`, the mean tau over all
+pairs of a seed of one setting and a different seed of the other. Equal seeds share initial weights and are left out.
 """
 
 import csv
@@ -39,9 +38,9 @@ def read(files):
         for number, line in lines[is_csv:]:
             try:
                 entries = _csv_entries(header, line) if is_csv else _json_entries(line)
-            except Exception:  # JSON of another form raises many kinds
-                form = f"{len(header)} cells" if is_csv else f"JSON with {', '.join(FIELDS)}, nor a header 'arch,<setting>,...'"
-                raise ValueError(f"'{path}', line {number}: '{line[:80]}' is not {form}, accuracy 0 to 100") from None
+            except Exception:  # JSON of another form raises many types
+                form = f"{len(header)} cells" if is_csv else f"JSON with {', '.join(FIELDS)}, or a header 'arch,<setting>,...'"
+                raise ValueError(f"'{path}', line {number}: '{line[:80]}': expected {form}, accuracies 0 to 100") from None
             for label, arch, seed, accuracy in entries:
                 known = found.setdefault(label, {}).setdefault(arch, {}).setdefault(seed, accuracy)
                 if known != accuracy:
@@ -92,7 +91,7 @@ def compare(units):
     """The dict that tau.json holds, from what `read` returns. ValueError if two settings share too few architectures.
 
     Matrices over the settings (S, S): n, the number of shared architectures; tau and its interval low, high; tau_single;
-    regret[i, j], the accuracy that setting i loses, in points, by taking setting j's favourite (of several, their mean).
+    regret[i, j], the accuracy that setting i loses, in points, by taking setting j's best architecture.
     noise_ceiling: {setting: {tau, low, high}}.
     """
     labels, cells = list(units), {}
@@ -158,7 +157,7 @@ def text(result):
     if ceilings:
         parts += ["Tau of single seeds; on the diagonal the noise ceiling, between two seeds of the same setting:"]
         parts += [_matrix(labels, single)]
-    parts += ["Regret: accuracy that the row loses, in points, by taking the column's favourite:"]
+    parts += ["Regret: accuracy that the row loses, in points, by taking the column's best architecture:"]
     parts += [_matrix(labels, lambda i, j: f"{result['regret'][i, j]:.2f}")]
     return "\n".join(parts)
 

@@ -231,7 +231,7 @@ def test_bf16_is_near_fp32_and_keeps_fp32_weights():
 def test_kept_features_are_those_of_the_backbone_shuffled_anew_each_epoch():
     net, choices = network(), nats.CHOICES
     some = batches()
-    kept = engine.KeptFeatures(net, some, 3, lambda step: spaces.path(choices, 0, step))
+    kept = engine.CachedFeatures(net, some, 3, lambda step: spaces.path(choices, 0, step))
     expected, labels = [], []
     with torch.no_grad():
         for i, (x, y) in enumerate(some.epoch(3)):

@@ -122,8 +122,8 @@ def test_p1_re_weights_from_its_first_epoch_however_long():
 
 
 def test_kept_features_train_the_classifier_alone_and_resume(supernet, images, tmp_path, monkeypatch):
-    calls, real = [], engine.KeptFeatures.__init__
-    monkeypatch.setattr(engine.KeptFeatures, "__init__", lambda self, *a: calls.append(a[2]) or real(self, *a))
+    calls, real = [], engine.CachedFeatures.__init__
+    monkeypatch.setattr(engine.CachedFeatures, "__init__", lambda self, *a: calls.append(a[2]) or real(self, *a))
     call = ["P1", supernet, images, tmp_path / "stopped", "--features-every", 3]
     expected = adapt("P1", supernet, images, tmp_path / "whole", "--features-every", 3, epochs=6)
     assert calls == [1, 4]
@@ -330,6 +330,7 @@ def test_two_ranks_run_every_stage_and_search_as_one_does(images, tmp_path):
         ("retrain", ["--arch", ARCH.replace("none~0", "nonne~0")], "'nonne~0'"),
         ("retrain", ["--arch", ARCH, "--epochs", "10", "--reweight-from", "160"], "--reweight-from 160"),
         ("retrain", ["--arch", "nowhere.json"], "no file 'nowhere.json'"),
+        ("retrain", ["--arch", ARCH, "--dataset", "IMAGES", "--device", "cpu", "--cuda-graphs"], "--cuda-graphs needs a GPU"),
         ("adapt", ["--supernet", "nowhere.pt"], "no file 'nowhere.pt'"),
         ("adapt", ["--supernet", "SUPERNET", "--procedure", "P1", "--backbone-epochs", "3"], "belongs to P2, not to P1"),
         ("adapt", ["--supernet", "S", "--procedure", "P2", "--epochs", "2", "--backbone-epochs", "9"], "last of the 2 epochs"),

@@ -100,8 +100,8 @@ def test_regret_by_hand(tmp_path, capsys):
     (tmp_path / "f.csv").write_text("arch,truth,guess,tied\na,90,10,5\nb,80,40,7\nc,70,20,7\nd,60,30,7\ne,,99,\n")
     found = tabulate(tmp_path / "out", tmp_path / "f.csv")
     assert found["labels"] == ["guess", "tied", "truth"] and found["n"][0] == [5, 4, 4]
-    assert found["regret"][2][0] == 10  # the favourite of those that both have is b
-    assert found["regret"][2][1] == 20  # the favourites b, c and d have 70 on average
+    assert found["regret"][2][0] == 10  # the best of those that both have is b
+    assert found["regret"][2][1] == 20  # the best, b, c and d, have 70 on average
     printed = capsys.readouterr().out
     assert "5 architectures\n" in printed and "10.00" in printed
 
@@ -149,14 +149,14 @@ GOOD = '{"arch": "a", "dataset": "d", "imbalance": 1, "seed": 0, "accuracy": 5}\
     ("text", "message"),
     [
         (GOOD + GOOD.replace("5}", "6}"), "line 2: d 1x, seed 0, a is 6 here and 5 before"),
-        (GOOD + GOOD.replace('"seed": 0, ', ""), "line 2: .* is not JSON with arch, dataset, imbalance, seed, accuracy"),
-        (GOOD + GOOD[:30], "line 2: .* is not JSON"),
-        (GOOD + '{"a":' * 100000, "line 2: .* is not JSON"),
-        (GOOD.replace("5}", "NaN}"), "line 1: .* accuracy 0 to 100"),
-        ("name,x\na,1\n", "line 1: 'name,x' is not JSON with .*, nor a header 'arch,<setting>,...'"),
-        ("arch,x\na,1\n\nb,2,3\n", "line 4: .* is not 2 cells"),
-        ("arch,x\na,1\nb,high\n", "line 3: 'b,high' is not 2 cells, accuracy 0 to 100"),
-        ("arch,x\na,101\n", "line 2: 'a,101' is not 2 cells, accuracy 0 to 100"),
+        (GOOD + GOOD.replace('"seed": 0, ', ""), "line 2: .*: expected JSON with arch, dataset, imbalance, seed, accuracy"),
+        (GOOD + GOOD[:30], "line 2: .*: expected JSON"),
+        (GOOD + '{"a":' * 100000, "line 2: .*: expected JSON"),
+        (GOOD.replace("5}", "NaN}"), "line 1: .* accuracies 0 to 100"),
+        ("name,x\na,1\n", "line 1: 'name,x': expected JSON with .*, or a header 'arch,<setting>,...'"),
+        ("arch,x\na,1\n\nb,2,3\n", "line 4: .*: expected 2 cells"),
+        ("arch,x\na,1\nb,high\n", "line 3: 'b,high': expected 2 cells, accuracies 0 to 100"),
+        ("arch,x\na,101\n", "line 2: 'a,101': expected 2 cells, accuracies 0 to 100"),
         ("arch,x\na,1\nb,2\na,3\n", "line 4: x, seed 0, a is 3 here and 1 before"),
         ("arch,x,x\na,1,2\n", "line 2: x, seed 0, a is 2 here and 1 before"),
         ("arch,x\n", "no accuracy in"),
