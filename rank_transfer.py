@@ -37,6 +37,8 @@ def parse_args(argv=None):
     group.add_argument("--archs", default="mmacs:149", help=text)
     group.add_argument("--space", choices=spaces.SPACES, default="nats", help="search space of the architectures")
     group.add_argument("--distinct", action="store_true", help="nats: one architecture of each set that computes the same")
+    text = "nats: leave out architectures without a path from input to output, also with --tabulate"
+    group.add_argument("--connected", action="store_true", help=text)
     flags.add_shape(group)
     group = parser.add_argument_group("data")
     text = "datasets or folders, each with its imbalance (default: cifar10 and cifar100, each with 1, 50 and 100)"
@@ -85,6 +87,7 @@ def architectures(args, space):
             archs = list(dict.fromkeys(space.from_string(line) for line in file if line.strip()))
     if not archs:
         raise ValueError(f"--archs {args.archs}: there is no such architecture")
+    archs = [arch for arch in archs if nats.longest_path(arch) >= 0] if args.connected else archs
     return distinct(space, archs) if args.distinct else archs
 
 
@@ -193,7 +196,11 @@ def finished_units(run):
 
 def tabulate(args):
     with runtime.user_errors():
-        result = tables.compare(tables.read(args.tabulate))
+        units = tables.read(args.tabulate)
+        if args.connected:
+            for label, archs in units.items():
+                units[label] = {arch: v for arch, v in archs.items() if nats.longest_path(nats.from_string(arch)) >= 0}
+        result = tables.compare(units)
         print(tables.text(result))
         os.makedirs(args.out, exist_ok=True)
         facts = {**tables.plain(result), **runtime.environment(torch.device("cpu"))}

@@ -88,6 +88,22 @@ def canonical(arch):
     return function(edges), edges
 
 
+def longest_path(arch):
+    """Most convolutions on a path from the cell's input to its output; -1 without a path."""
+    longest = [0, -1, -1, -1]
+    for (node, source), gene in zip(EDGES, arch, strict=True):
+        if OPERATIONS[gene] != "none" and longest[source] >= 0:
+            longest[node] = max(longest[node], longest[source] + OPERATIONS[gene].startswith("nor_conv"))
+    return longest[3]
+
+
+def trivial_scores(arch):
+    """{name: number} to rank cells by without training. Live convolutions are between input and output: 9 n_3x3 + n_1x1."""
+    live = [OPERATIONS[arch[edge]] for edge in canonical(arch)[1]]
+    weighted = 9 * live.count("nor_conv_3x3") + live.count("nor_conv_1x1")
+    return {"live convolutions": weighted, "longest convolution path": longest_path(arch)}
+
+
 class Cell(nn.Module):
     """Node 0 is the input, every later node the sum of its incoming edges, node 3 the output. The shape is unchanged."""
 

@@ -6,6 +6,9 @@ the architectures that two settings share, over the seeds that all of these have
 Even two runs of one setting rank architectures differently: the noise ceiling is tau between two seeds of a setting.
 `tau` is of means over seeds, which are less noisy than one seed. Compare the ceiling with `tau_single`, the mean tau over all
 pairs of a seed of one setting and a different seed of the other. Equal seeds share initial weights and are left out.
+
+Counting parameters or convolutions ranks architectures, too. These settings are marked `(computed)`: what cannot beat them has
+learned nothing about architectures. `tau_given_parameters` is the partial tau with the number of parameters held fixed.
 """
 
 import csv
@@ -16,6 +19,7 @@ import re
 
 import numpy as np
 
+from . import spaces
 from .kendall import kendall_tau
 
 FIELDS = ("arch", "dataset", "imbalance", "seed", "accuracy")  # and `method`, which may be missing
@@ -91,23 +95,42 @@ def compare(units):
     """The dict that tau.json holds, from what `read` returns. ValueError if two settings share too few architectures.
 
     Matrices over the settings (S, S): n, the number of shared architectures; tau and its interval low, high; tau_single;
-    regret[i, j], the accuracy that setting i loses, in points, by taking setting j's best architecture.
-    noise_ceiling: {setting: {tau, low, high}}.
+    tau_given_parameters (Kendall 1942); regret[i, j], the accuracy that setting i loses, in points, by taking setting j's best
+    architecture. noise_ceiling: {setting: {tau, low, high}}.
     """
-    labels, cells = list(units), {}
+    computed = _computed(units)
+    units = {**units, **computed}
+    labels, cells, parameters = list(units), {}, computed.get("parameters (computed)")
     for one, other in itertools.product(labels, repeat=2):
         archs = [arch for arch in units[one] if arch in units[other]]
         if len(archs) < 3:
             raise ValueError(f"{len(archs)} architectures are in both '{one}' and '{other}': at least 3 are needed")
         x, y = _by_seed(units, one, archs), _by_seed(units, other, archs)
         truth, guess = _mean(x), _mean(y)
-        correlation = cells.get((other, one)) or _correlation(x, y)
-        cells[one, other] = {**correlation, "regret": truth.max() - truth[guess == guess.max()].mean()}
+        cell = cells.get((other, one)) or _correlation(x, y)
+        fixed = _mean(_by_seed(computed, "parameters (computed)", archs)) if parameters else np.zeros(len(archs))
+        cell["tau_given_parameters"] = _partial(cell["tau"], kendall_tau(truth, fixed), kendall_tau(guess, fixed))
+        regret = np.nan if one in computed else truth.max() - truth[guess == guess.max()].mean()
+        cells[one, other] = {**cell, "regret": regret}
     matrices = {name: np.array([[cells[i, j][name] for j in labels] for i in labels]) for name in cells[one, other]}
     own = {label: list(_by_seed(units, label, units[label]).values()) for label in labels}
     ceilings = {label: _noise_ceiling(seeds) for label, seeds in own.items() if len(seeds) > 1}
     archs = set().union(*units.values())
     return {"labels": labels, "architectures": len(archs), **matrices, "noise_ceiling": ceilings}
+
+
+def _computed(units):
+    """Settings as `read` returns them, of numbers that are worked out from the architecture strings; {} for unknown ones."""
+    scores = {arch: spaces.trivial_scores(arch) for arch in set().union(*units.values())}
+    names = set.intersection(*(set(found) for found in scores.values()))
+    order = [name for name in next(iter(scores.values())) if name in names]
+    return {f"{name} (computed)": {arch: {None: found[name]} for arch, found in scores.items()} for name in order}
+
+
+def _partial(tau, one, other):
+    """Kendall's partial tau of two rankings whose taus with a third are `one` and `other`; NaN if that explains one in full."""
+    rest = math.sqrt(max(0.0, (1 - one**2) * (1 - other**2))) if not np.isnan(one + other) else 0.0
+    return (tau - one * other) / rest if rest > 1e-9 else np.nan
 
 
 def _by_seed(units, label, archs):
@@ -157,8 +180,11 @@ def text(result):
     if ceilings:
         parts += ["Tau of single seeds; on the diagonal the noise ceiling, between two seeds of the same setting:"]
         parts += [_matrix(labels, single)]
+    if "parameters (computed)" in labels:
+        parts += ["Partial tau of mean accuracies with the number of parameters held fixed:"]
+        parts += [_matrix(labels, lambda i, j: _cell(result["tau_given_parameters"][i, j]))]
     parts += ["Regret: accuracy that the row loses, in points, by taking the column's best architecture:"]
-    parts += [_matrix(labels, lambda i, j: f"{result['regret'][i, j]:.2f}")]
+    parts += [_matrix(labels, lambda i, j: _cell(result["regret"][i, j]))]
     return "\n".join(parts)
 
 

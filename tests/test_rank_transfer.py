@@ -96,6 +96,21 @@ def test_equal_functions_give_equal_outputs(canonical):
     assert compared > 30
 
 
+@pytest.mark.parametrize(
+    ("arch", "live", "longest"),
+    [
+        ((3, 3, 3, 3, 3, 3), 54, 3),
+        ((3, 0, 3, 0, 0, 2), 19, 3),
+        ((3, 3, 1, 0, 0, 1), 18, 1),  # through node 1 and a skip, or straight to node 2
+        ((3, 3, 3, 2, 0, 0), 1, 1),  # nodes 1 and 2 are not read
+        ((0, 0, 3, 0, 0, 3), 0, -1),  # convolutions of nothing
+        ((1, 0, 0, 0, 4, 0), 0, 0),
+    ],
+)
+def test_trivial_scores_by_hand(arch, live, longest):
+    assert nats.trivial_scores(arch) == {"live convolutions": live, "longest convolution path": longest}
+
+
 def test_the_135_of_149_mmacs_are_enumerated():
     found = rank_transfer.of_mmacs(nats, 149)  # section 3.2; four 3x3 convolutions and no 1x1
     assert found == [a for a in ALL if a.count(3) == 4 and a.count(2) == 0] and len(found) == 135
