@@ -26,8 +26,8 @@ SETTING = {  # flag: the paper's value, type, help
     "target": ("cifar100", str, "dataset or folder that is made long-tailed"),
     "space": ("nats", str, "search space of the super-nets"),
     "image_size": (32, flags.image_size, "side of the images in pixels"),
-    "channels": (None, flags.width, "width of the first stage (default: nats 16, darts 36)"),
-    "cells": (None, flags.positive_int, "nats: per stage (default 5); darts: in total (default 20); Table 1: 5 if given"),
+    "channels": (None, flags.width, "width of the first stage (default: the space's)"),
+    "cells": (None, flags.positive_int, "cells, as in train_supernet.py (default: the space's); Table 1: 5 if given"),
     "source_epochs": (600, flags.positive_int, "epochs of the source's super-net"),
     "adapt_epochs": (200, flags.positive_int, "epochs of P1 and P2"),
     "target_epochs": (600, flags.positive_int, "epochs of the target's super-net (P3)"),
@@ -64,7 +64,7 @@ def parse_args(argv=None):
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}")
     parser.add_argument("--scale", choices=SCALES, help="defaults of the flags below (default: paper, of quick: quick)")
     for name, (default, kind, text) in SETTING.items():
-        choices = ("nats", "darts") if name == "space" else None
+        choices = ("nats", "darts", "shufflenet") if name == "space" else None
         parser.add_argument("--" + name.replace("_", "-"), default=default, type=kind, choices=choices, help=text)
     parser.add_argument("--seeds", type=flags.positive_int, default=3, help="number of seeds, from 0")
     parser.add_argument(

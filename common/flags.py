@@ -88,8 +88,8 @@ def training_data(args, device):
 
 
 def add_shape(group):
-    group.add_argument("--channels", type=width, help="width of the first stage (default: darts 36, others 16)")
-    text = "darts: cells in all (default 20); others: cells per stage (default 5)"
+    group.add_argument("--channels", type=width, help="width of the first stage (default: darts 36, shufflenet 64, others 16)")
+    text = "darts: cells in all (default 20); shufflenet: blocks per stage (default 4); others: cells per stage (default 5)"
     group.add_argument("--cells", type=positive_int, help=text)
 
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .losses import match_classifier
 from .runtime import all_finite, load_checkpoint, reading
 
-SPACES = ("nats", "darts", "resnet32")
+SPACES = ("nats", "darts", "shufflenet", "resnet32")
 
 
 def space(name):

@@ -39,7 +39,7 @@ def frozen(net):
     return {k: v.clone() for k, v in net.state_dict().items() if not k.startswith("classifier")}
 
 
-@pytest.mark.parametrize("name", ["nats", "darts"])
+@pytest.mark.parametrize("name", ["nats", "darts", "shufflenet"])
 def test_frozen_backbone_is_bit_identical_and_has_no_backward_pass(name):
     net = network(name)
     space, before, head = spaces.space(name), frozen(net), net.classifier.weight.clone()
@@ -53,7 +53,7 @@ def test_frozen_backbone_is_bit_identical_and_has_no_backward_pass(name):
     assert not torch.equal(head, net.classifier.weight)
 
 
-@pytest.mark.parametrize("name", ["nats", "darts"])
+@pytest.mark.parametrize("name", ["nats", "darts", "shufflenet"])
 def test_operations_off_the_path_keep_weight_and_momentum(name):
     space, net = spaces.space(name), network(name)
     optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=2e-4, foreach=True)
@@ -154,7 +154,7 @@ def test_accuracies_by_class_size():
     assert found == {"all": 45, "balanced": 38, "many": 50, "medium": 25, "few": 45}
 
 
-@pytest.mark.parametrize("name", ["nats", "darts"])
+@pytest.mark.parametrize("name", ["nats", "darts", "shufflenet"])
 def test_a_score_has_the_same_bits_whatever_the_number_of_threads(name):
     net, space, rng = network(name), spaces.space(name), np.random.default_rng(0)
     images, threads = torch.randn(300, 3, 32, 32), torch.get_num_threads()

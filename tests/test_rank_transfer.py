@@ -117,7 +117,7 @@ def test_the_135_of_149_mmacs_are_enumerated():
     assert len(rank_transfer.distinct(nats, found)) == 93
 
 
-@pytest.mark.parametrize("name", ("nats", "darts"))
+@pytest.mark.parametrize("name", ("nats", "darts", "shufflenet"))
 def test_a_random_set_is_always_the_same(name):
     few, many = (rank_transfer.at_random(spaces.space(name), n) for n in (5, 50))
     assert many[:5] == few and len(set(many)) == 50

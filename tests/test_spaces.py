@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import darts, engine, nats, resnet32, spaces
+from common import darts, engine, nats, resnet32, shufflenet, spaces
 
 ALL_CONV = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 DARTS_V2 = (
@@ -17,6 +17,9 @@ DARTS_V2 = (
     "reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 1), ('max_pool_3x3', 0), "
     "('skip_connect', 2), ('skip_connect', 2), ('max_pool_3x3', 1)], reduce_concat=range(2, 6))"
 )
+
+
+CELLS = {"shufflenet": 4}  # so that every gene is read
 
 
 def cost(space, arch, num_classes=10):
@@ -34,6 +37,8 @@ def cost(space, arch, num_classes=10):
         (nats, "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|", 100, 7.79, 0.079156e6),
         (darts, DARTS_V2, 10, 528.36, 3.349342e6),
         (resnet32, "resnet32", 10, 68.86, 464154),  # 0.46 M and 69 M (He et al. 2016)
+        (shufflenet, "-".join("3" * 20), 10, 157.700096, 2034442),  # a public CIFAR version, and the classifier's 10 biases
+        (shufflenet, "-".join("x" * 20), 10, 205.355008, 2748530),
     ],
 )  # fmt: skip
 def test_cost_is_that_of_the_published_network(space, text, num_classes, mmacs, params):
@@ -65,6 +70,12 @@ def genes(space):
 def test_nats_string_round_trip(arch):
     assert nats.from_string(nats.to_string(arch)) == arch
     assert spaces.parse(nats.to_string(arch)) == ("nats", arch)
+
+
+@given(genes(shufflenet))
+def test_shufflenet_string_round_trip(arch):
+    assert shufflenet.from_string(shufflenet.to_string(arch)) == arch
+    assert spaces.parse(shufflenet.to_string(arch)) == ("shufflenet", arch)
 
 
 @given(genes(darts))
@@ -101,6 +112,8 @@ def test_genotype_is_read_in_either_order_of_inputs():
         (darts, DARTS_V2.replace("('skip_connect', 0)", "('none', 0)"), "none~0"),
         (darts, DARTS_V2.replace("[2, 3, 4, 5]", "[2, 3, 4]"), "concat"),
         (darts, "Genotype(normal=__import__('os').system('false'))", "not a DARTS genotype"),
+        (shufflenet, "3-5-7", "20 tokens joined by '-', this has 3"),
+        (shufflenet, "-".join("3" * 19) + "-9", "unknown block '9'"),
     ],
 )
 def test_a_wrong_string_is_refused_with_the_token(space, text, told):
@@ -108,7 +121,7 @@ def test_a_wrong_string_is_refused_with_the_token(space, text, told):
         space.from_string(text)
 
 
-@given(st.text(), st.sampled_from([nats, darts]))
+@given(st.text(), st.sampled_from([nats, darts, shufflenet]))
 def test_any_text_is_parsed_or_refused(text, space):
     for string in (text, f"Genotype({text})", f"|{text}|+|none~0|none~1|+|none~0|none~1|none~2|"):
         try:
@@ -120,14 +133,14 @@ def test_any_text_is_parsed_or_refused(text, space):
 @pytest.mark.parametrize("name", spaces.SPACES)
 def test_super_net_path_equals_sub_net(name):
     """With the chosen operations' weights copied, and BN using the batch, for ten random architectures."""
-    space, rng = spaces.space(name), np.random.default_rng(1)
+    space, rng, cells = spaces.space(name), np.random.default_rng(1), CELLS.get(name, 3)
     torch.manual_seed(0)
-    supernet = spaces.supernet(name, 10, 4, 3)
+    supernet = spaces.supernet(name, 10, 4, cells)
     engine.use_batch_statistics(supernet)
     images = torch.randn(8, 3, 32, 32)
     for _ in range(10):
         arch = spaces.sample(space.CHOICES, rng)
-        subnet = space.Network(10, 4, 3, arch).train()
+        subnet = space.Network(10, 4, cells, arch).train()
         weights = supernet.state_dict()
         own = {k for k, _ in subnet.named_parameters()}
         missing = subnet.load_state_dict({k: v for k, v in weights.items() if k in own}, strict=False).missing_keys
@@ -139,7 +152,7 @@ def test_super_net_path_equals_sub_net(name):
 def test_supernet_holds_every_path_and_changes_with_each_gene(name):
     space = spaces.space(name)
     torch.manual_seed(0)
-    net = spaces.supernet(name, 10, 4, 3)
+    net = spaces.supernet(name, 10, 4, CELLS.get(name, 3))
     engine.use_batch_statistics(net)
     images, base = torch.randn(4, 3, 32, 32), tuple(min(3, n - 1) for n in space.CHOICES)
     with torch.no_grad():
@@ -147,6 +160,22 @@ def test_supernet_holds_every_path_and_changes_with_each_gene(name):
         for i, n in enumerate(space.CHOICES):
             for value in set(range(n)) - {base[i]}:
                 assert not torch.equal(net(images, (*base[:i], value, *base[i + 1 :])), reference), (i, value)
+
+
+def test_a_shuffle_block_passes_even_channels_on_and_computes_with_odd_ones():
+    """ShuffleNet-v2: channels are split into halves, of which one is unchanged, and shuffled, so that both meet in the next."""
+    block = shufflenet.Block(8, 8, 1, "5", affine=True).eval()
+    x = torch.randn(2, 8, 6, 6)
+    with torch.no_grad():
+        out = block(x)
+        assert torch.equal(out[:, :4], x[:, ::2]) and torch.equal(out[:, 4:], block.main(x[:, 1::2]))
+
+
+def test_multiply_accumulates_of_shuffle_blocks_add_up():
+    macs, rng = spaces.macs_counter(spaces.supernet("shufflenet", 10, 8, 4)), np.random.default_rng(0)
+    arch, lightest = spaces.sample(shufflenet.CHOICES, rng), shufflenet.LIGHTEST
+    alone = [macs((*lightest[:i], gene, *lightest[i + 1 :])) - macs(lightest) for i, gene in enumerate(arch)]
+    assert macs(arch) == macs(lightest) + sum(alone) > macs(lightest)
 
 
 def test_mutation_and_crossover_follow_their_probabilities():

@@ -46,9 +46,9 @@ def adapt(procedure, supernet, images, out, *more, epochs=2):
 # What each stage makes
 
 
-@pytest.mark.parametrize("space", ["nats", "darts"])
+@pytest.mark.parametrize("space", ["nats", "darts", "shufflenet"])
 def test_from_nothing_to_a_sub_net(space, images, tmp_path):
-    shape = ["--channels", 4, "--cells", 1 if space == "nats" else 3]
+    shape = ["--channels", 4, "--cells", 3 if space == "darts" else 1]
     target = ["--dataset", images, "--imbalance", 10, "--val-per-class", 3, "--batch-size", 32, "--epochs", 1]
     source, p2, found, sub = (tmp_path / name for name in ("source", "p2", "search", "sub"))
     stage("train_supernet", "--space", space, *shape, *target, "--imbalance", 1, "--out", source)
