@@ -60,10 +60,10 @@ class Block(nn.Module):
         c_in, middle = c_in if stride == 2 else c_in // 2, c_out // 2
         kernel, c_new = 3 if kind == "x" else int(kind), c_out - c_in
         if kind == "x":
-            layers = [*depth_wise(c_in, 3, stride, affine), *point_wise(c_in, middle, affine), *depth_wise(middle, 3, 1, affine)]
-            layers += [*point_wise(middle, middle, affine), *depth_wise(middle, 3, 1, affine)]
+            layers = depth_wise(c_in, 3, stride, affine) + point_wise(c_in, middle, affine)
+            layers += depth_wise(middle, 3, 1, affine) + point_wise(middle, middle, affine) + depth_wise(middle, 3, 1, affine)
         else:
-            layers = [*point_wise(c_in, middle, affine), *depth_wise(middle, kernel, stride, affine)]
+            layers = point_wise(c_in, middle, affine) + depth_wise(middle, kernel, stride, affine)
         self.main = nn.Sequential(*layers, *point_wise(middle, c_new, affine))
         self.shortcut = None
         if stride == 2:
