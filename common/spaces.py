@@ -5,7 +5,6 @@ space, write common/<name>.py with CHOICES, LIGHTEST, DEFAULTS, to_string, from_
 """
 
 import copy
-import functools
 import importlib
 
 import numpy as np
@@ -78,19 +77,6 @@ def load_supernet(path):
 def parameters(net):
     """Number of learned parameters of a network."""
     return sum(p.numel() for p in net.parameters())
-
-
-@functools.cache
-def trivial_scores(text):
-    """{name: number} to rank architecture strings by without training, {} for a string that no search space reads."""
-    try:
-        name, arch = parse(text)
-    except ValueError:
-        return {}
-    with torch.device("meta"):
-        net = space(name).Network(10, arch=arch)
-    more = space(name).trivial_scores(arch) if name == "nats" else {}
-    return {"parameters": parameters(net), "multiply-accumulates": macs_counter(net)(), **more}
 
 
 def macs_counter(net, image_size=32):

@@ -12,12 +12,14 @@ learned nothing about architectures. `tau_given_parameters` is the partial tau w
 """
 
 import csv
+import functools
 import itertools
 import json
 import math
 import re
 
 import numpy as np
+import torch
 
 from . import spaces
 from .kendall import kendall_tau
@@ -119,9 +121,22 @@ def compare(units):
     return {"labels": labels, "architectures": len(archs), **matrices, "noise_ceiling": ceilings}
 
 
+@functools.cache
+def _scores(text):
+    """{name: number} to rank architecture strings by without training, {} for a string that no search space reads."""
+    try:
+        name, arch = spaces.parse(text)
+    except ValueError:
+        return {}
+    with torch.device("meta"):
+        net = spaces.space(name).Network(10, arch=arch)
+    more = spaces.space(name).trivial_scores(arch) if name == "nats" else {}
+    return {"parameters": spaces.parameters(net), "multiply-accumulates": spaces.macs_counter(net)(), **more}
+
+
 def _computed(units):
     """Settings as `read` returns them, of numbers that are worked out from the architecture strings; {} for unknown ones."""
-    scores = {arch: spaces.trivial_scores(arch) for arch in set().union(*units.values())}
+    scores = {arch: _scores(arch) for arch in set().union(*units.values())}
     names = set.intersection(*(set(found) for found in scores.values()))
     order = [name for name in next(iter(scores.values())) if name in names]
     return {f"{name} (computed)": {arch: {None: found[name]} for arch, found in scores.items()} for name in order}
