@@ -10,6 +10,7 @@ import os
 import platform
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -136,6 +137,11 @@ def setup(device, seed, group=True):
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
     if group and "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            try:  # a torchrun that was killed before the call of `end_with_parent` would be waited for ten minutes
+                socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=30).close()
+            except OSError:
+                raise OSError("torchrun ended before this rank began") from None
         dist.init_process_group("nccl" if own_gpu else "gloo", timeout=timedelta(minutes=10))
     torch.manual_seed(seed)
     return device

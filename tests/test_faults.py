@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -64,6 +65,17 @@ def test_ranks_end_with_a_killed_torchrun_and_resume_to_the_same_end(images, tmp
         two_ranks(*argv, "--out", out)
         results.append({**json.loads((out / "result.json").read_text()), "seconds": 0})
     assert results[0] == results[1]
+
+
+def test_a_rank_whose_torchrun_is_gone_ends_at_once(tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = str(listener.getsockname()[1])  # nobody listens there once it is closed
+    variables = {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "localhost",
+                 "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}  # fmt: skip
+    call = [sys.executable, "train_supernet.py", "--out", tmp_path / "r"]
+    done = subprocess.run(call, cwd=ROOT, env=ENVIRONMENT | variables, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "error: torchrun ended before this rank began\n")
 
 
 # Disks and folders
