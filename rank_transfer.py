@@ -87,8 +87,10 @@ def architectures(args, space):
             archs = list(dict.fromkeys(space.from_string(line) for line in file if line.strip()))
     if not archs:
         raise ValueError(f"--archs {args.archs}: there is no such architecture")
+    if space is not nats and (args.connected or args.distinct):
+        raise ValueError("--connected and --distinct are only for the nats space")
     archs = [arch for arch in archs if nats.longest_path(arch) >= 0] if args.connected else archs
-    return distinct(space, archs) if args.distinct else archs
+    return distinct(archs) if args.distinct else archs
 
 
 def of_mmacs(space, mmacs):
@@ -110,10 +112,8 @@ def at_random(space, count):
     return list(archs)
 
 
-def distinct(space, archs):
-    """The first architecture of each set that computes the same function."""
-    if space is not nats:
-        raise ValueError("--distinct is only for the nats space")
+def distinct(archs):
+    """The first nats architecture of each set that computes the same function."""
     first = {}
     for arch in archs:
         first.setdefault(nats.canonical(arch)[0], arch)

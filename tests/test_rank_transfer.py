@@ -114,7 +114,7 @@ def test_trivial_scores_by_hand(arch, live, longest):
 def test_the_135_of_149_mmacs_are_enumerated():
     found = rank_transfer.of_mmacs(nats, 149)  # section 3.2; four 3x3 convolutions and no 1x1
     assert found == [a for a in ALL if a.count(3) == 4 and a.count(2) == 0] and len(found) == 135
-    assert len(rank_transfer.distinct(nats, found)) == 93
+    assert len(rank_transfer.distinct(found)) == 93
 
 
 @pytest.mark.parametrize("name", ("nats", "darts", "shufflenet"))
@@ -219,7 +219,8 @@ def test_what_stops_a_unit_is_told_with_its_name(images, tmp_path):
         (["--archs", "random:x"], "No such file or directory: 'random:x'"),
         (["--archs", "mmacs:148"], "--archs mmacs:148: there is no such architecture"),
         (["--archs", "mmacs:149", "--space", "darts"], "mmacs:M is only for the nats space"),
-        (["--archs", "random:3", "--space", "darts", "--distinct"], "--distinct is only for the nats space"),
+        (["--archs", "random:3", "--space", "darts", "--distinct"], "--distinct are only for the nats space"),
+        (["--archs", "random:3", "--space", "darts", "--connected"], "--connected and --distinct are only for the nats space"),
         (["--archs", "nowhere.txt"], "nowhere.txt"),
         (["--datasets", "cifar10"], "--datasets: must be DATASET:R"),
         (["--datasets", "synthetic10:0.5"], "--datasets: must be at least 1"),
