@@ -191,7 +191,8 @@ def peak_gib(device):
 
 def main(args):
     device = runtime.setup(args.device, 0)
-    bench = Bench(args, device)
+    with runtime.user_errors():
+        bench = Bench(args, device)
     if runtime.world() > 1:
         times = measure({"super-net, together": bench.supernet_step()}, args.rounds, device)
         dist.barrier()

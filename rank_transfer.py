@@ -59,6 +59,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.supernet is not None and len(args.seeds) > 1:
         raise runtime.UserError("--supernet takes only one of --seeds: it chooses the BN images, as search.py's --seed does")
+    if args.tabulate and args.distinct:
+        raise runtime.UserError("--distinct does not work with --tabulate, which compares what the files have")
     args.datasets = args.datasets or PAPER
     flags.fill_schedule(args, epochs=200, milestones=(160, 180), reweight_from=160)
     return args
@@ -186,9 +188,9 @@ def finished_units(run):
     """{unit: its line} from the files of all ranks."""
     finished = {}
     for name in glob("units_*.jsonl", root_dir=run.folder):
-        with open(run.path(name)) as file:
+        with open(run.path(name), errors="replace") as file:
             for text in file:
-                with suppress(ValueError):  # a killed process left half a line: its unit is trained again
+                with suppress(ValueError, KeyError, TypeError):  # a killed process left half a line: its unit is trained again
                     line = json.loads(text)
                     finished[tuple(line[key] for key in UNIT)] = line
     return finished
@@ -197,9 +199,11 @@ def finished_units(run):
 def tabulate(args):
     with runtime.user_errors():
         units = tables.read(args.tabulate)
-        if args.connected:
+    if args.connected:
+        with runtime.user_errors("--connected"):
             for label, archs in units.items():
                 units[label] = {arch: v for arch, v in archs.items() if nats.longest_path(nats.from_string(arch)) >= 0}
+    with runtime.user_errors():
         result = tables.compare(units)
         print(tables.text(result))
         os.makedirs(args.out, exist_ok=True)

@@ -18,12 +18,12 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from common import flags, paper, report, runner, runtime
+from common import flags, paper, report, runner, runtime, spaces
 from common.plan import FIGURE_1_ARCH, TABLES, given, make_plan
 
 SETTING = {  # flag: the paper's value, type, help
-    "source": ("cifar10", str, "balanced dataset or folder"),
-    "target": ("cifar100", str, "dataset or folder that is made long-tailed"),
+    "source": ("cifar10", os.path.normpath, "balanced dataset or folder"),
+    "target": ("cifar100", os.path.normpath, "dataset or folder that is made long-tailed"),
     "space": ("nats", str, "search space of the super-nets"),
     "image_size": (32, flags.image_size, "side of the images in pixels"),
     "channels": (None, flags.width, "width of the first stage (default: the space's)"),
@@ -64,7 +64,7 @@ def parse_args(argv=None):
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}")
     parser.add_argument("--scale", choices=SCALES, help="defaults of the flags below (default: paper, of quick: quick)")
     for name, (default, kind, text) in SETTING.items():
-        choices = ("nats", "darts", "shufflenet") if name == "space" else None
+        choices = spaces.SPACES if name == "space" else None
         parser.add_argument("--" + name.replace("_", "-"), default=default, type=kind, choices=choices, help=text)
     parser.add_argument("--seeds", type=flags.positive_int, default=3, help="number of seeds, from 0")
     parser.add_argument(
@@ -74,7 +74,7 @@ def parse_args(argv=None):
     parser.add_argument("--data-root", help="where CIFAR is kept or downloaded to (default: data)")
     parser.add_argument("--out", help="folder of all runs (default: runs/SCALE)")
     parser.add_argument("--gpus", type=lambda text: text.split(","), metavar="0,1,...", help="GPUs that runs are handed out to")
-    parser.add_argument("--cuda-graphs", action="store_true", help="train sub-nets in CUDA graphs: the same result, sooner")
+    parser.add_argument("--cuda-graphs", action="store_true", help="sub-nets in CUDA graphs: sooner than cost says")
     parser.add_argument("--jobs", type=flags.positive_int, default=1, help="runs at a time, on each GPU if given")
     text = "run the I-th of N independent parts; runs that share a source super-net stay together"
     parser.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help=text)
@@ -129,20 +129,23 @@ def main(args):
     with runtime.user_errors():
         plan, tables = make_plan(args)
         os.makedirs(args.out, exist_ok=True)
+    part = runner.shard(plan, *args.shard)
     if args.command == "list":
-        for name, stage in plan.items():
-            print(f"[{'done' if runner.record(plan, args.out, name) else '    '}] {runner.text(stage.command)}")
-        print(f"{len(plan)} runs")
+        for name, stage in part.items():
+            print(f"[{'done' if runner.record(part, args.out, name) else '    '}] {runner.text(stage.command)}")
+        print(f"{len(part)} runs")
     if args.command == "cost":
-        cost(plan, args)
+        cost(part, args)
     if args.command in ("quick", "run"):
-        missing = runner.run(runner.shard(plan, *args.shard), args.out, workers(args))
+        missing = runner.run(part, args.out, workers(args))
         if missing:
             reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
-            raise SystemExit(f"error: {len(missing)} of {len(plan)} runs are missing: {reasons}")
+            raise SystemExit(f"error: {len(missing)} of {len(part)} runs are missing: {reasons}")
     if args.command in ("quick", "report"):
         changed = {name: value for name, (default, *_) in SETTING.items() if (value := getattr(args, name)) != default}
-        print(report.write(plan, tables, args.out, args.scale, changed))
+        with runtime.reading(args.out, "a folder of finished runs"):
+            text = report.write(plan, tables, args.out, args.scale, changed)
+        print(text)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def table_1(plan):
 
     def stage_of(row, ratio, seed):
         dataset = args.source if row in ("A1", "A2") else args.target
-        shape = given(channels=(args.channels or 36) * paper.CHANNELS[row] // 36, cells=args.cells and 5)
+        shape = given(channels=max(1, (args.channels or 36) * paper.CHANNELS[row] // 36), cells=args.cells and 5)
         arch_flags = ["--arch", paper.ARCHITECTURES[row], *shape]
         name = f"{row}_on_{short(dataset, ratio)}_s{seed}"
         return plan.retrain(name, arch_flags, dataset, ratio, seed, "sub-net step of Table 1")
@@ -142,7 +142,8 @@ def figure_1(plan):
     for seed, dataset, ratio in product(range(args.seeds), (args.source, args.target), (1, 50, 100)):
         flags, images = plan.long_tailed(dataset, ratio)
         command = ["rank_transfer.py", "--datasets", f"{dataset}:{ratio}", *flags[4:]]  # without --dataset and --imbalance
-        command += given(channels=args.channels, cells=args.cells, epochs=args.subnet_epochs, warmup=args.warmup, seeds=seed)
+        command += given(channels=args.channels, cells=args.cells, epochs=args.subnet_epochs, lr=args.subnet_lr)
+        command += given(reweight_from=args.reweight_from, warmup=args.warmup, seeds=seed)
         work = {"sub-net step of Figure 1": 135 * args.subnet_epochs * images}
         plan.add(f"rank_{short(dataset, ratio)}_s{seed}", command, seed, work)
     return ()

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import re
 import shlex
 import signal
 import socket
@@ -244,11 +245,14 @@ class Run:
             raise UserError(f"'{self.folder}' holds a run with other flags: {', '.join(changed)}")
         self.finished = os.path.exists(self.path("result.json"))
         if self.finished:
-            print0(f"{self.folder}: already finished, see {self.path('result.json')}")
+            path = self.path("result.json")
+            with reading(path, "the result.json of a run (remove it to go on)"), open(path) as file:
+                json.load(file)
+            print0(f"{self.folder}: already finished, see {path}")
         elif rank() == 0:
             self._lock()
             for name in os.listdir(self.folder):  # left by a process that was killed while it wrote
-                if name.endswith(".tmp"):
+                if re.search(r"\.\d+\.tmp$", name):
                     os.remove(self.path(name))
         images = flags.get("batch_size", 32 * world()) // world()
         if world() > 1 and images < 32:

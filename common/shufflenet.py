@@ -15,7 +15,7 @@ KINDS = ("3", "5", "7", "x")
 STAGES = (4, 4, 8, 4)  # genes, one for each block
 WIDTHS = (1, 2.5, 5, 10)  # of the stages, in units of `channels`
 CHOICES = (len(KINDS),) * sum(STAGES)
-LIGHTEST = (0,) * sum(STAGES)
+LIGHTEST = tuple(3 if gene in (4, 8) else 0 for gene in range(sum(STAGES)))  # `x` strides before its 1x1: from 10 channels on
 DEFAULTS = {"channels": 64, "cells": 4}  # cells: blocks of a stage; the third has twice as many
 
 

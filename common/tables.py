@@ -7,8 +7,9 @@ Even two runs of one setting rank architectures differently: the noise ceiling i
 `tau` is of means over seeds, which are less noisy than one seed. Compare the ceiling with `tau_single`, the mean tau over all
 pairs of a seed of one setting and a different seed of the other. Equal seeds share initial weights and are left out.
 
-Counting parameters or convolutions ranks architectures, too. These settings are marked `(computed)`: what cannot beat them has
-learned nothing about architectures. `tau_given_parameters` is the partial tau with the number of parameters held fixed.
+Counting parameters or convolutions, at a space's default width and depth, ranks architectures, too. These settings are marked
+`(computed)`: what cannot beat them has learned nothing about architectures. `tau_given_parameters` is the partial tau with the
+number of parameters held fixed.
 """
 
 import csv
@@ -100,6 +101,8 @@ def compare(units):
     tau_given_parameters (Kendall 1942); regret[i, j], the accuracy that setting i loses, in points, by taking setting j's best
     architecture. noise_ceiling: {setting: {tau, low, high}}.
     """
+    if not all(units.values()):
+        raise ValueError("no architecture is left to compare")
     computed = _computed(units)
     units = {**units, **computed}
     labels, cells, parameters = list(units), {}, computed.get("parameters (computed)")

@@ -188,8 +188,14 @@ def test_damaged_json_of_a_run_is_refused_by_name(supernet, tmp_path):
     for text in (json.dumps({"arch": ARCH}), '{"arch": "x"}', "[1]", "{"):
         (tmp_path / "scores.jsonl").write_text(text + "\n")
         assert "scores.jsonl" in refused("search", "--supernet", supernet, "--out", tmp_path)
+    (tmp_path / "scores.jsonl").unlink()
+    (tmp_path / "config.json").unlink(missing_ok=True)
+    (tmp_path / "result.json").write_text("")
+    (tmp_path / "mine.tmp").write_text("not ours")
+    assert "result.json" in refused("search", "--supernet", supernet, "--out", tmp_path)
     (tmp_path / "config.json").write_text('{"flags"')
     assert "config.json" in refused("search", "--supernet", supernet, "--out", tmp_path)
+    assert (tmp_path / "mine.tmp").exists()
     (tmp_path / "found.json").write_text('{"best": 1}')
     assert "found.json" in refused("retrain", "--arch", tmp_path / "found.json", "--out", tmp_path / "r")
 
