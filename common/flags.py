@@ -88,8 +88,9 @@ def training_data(args, device):
 
 
 def add_shape(group):
-    group.add_argument("--channels", type=width, help="width of the first stage (default: darts 36, shufflenet 64, others 16)")
-    text = "darts: cells in all (default 20); shufflenet: blocks per stage (default 4); others: cells per stage (default 5)"
+    text = "width of the first stage (default: the space's: nats 16, darts 36, shufflenet 64)"
+    group.add_argument("--channels", type=width, help=text)
+    text = "cells per stage (nats: default 5), in all (darts: 20), or blocks per stage (shufflenet: 4)"
     group.add_argument("--cells", type=positive_int, help=text)
 
 

@@ -15,7 +15,7 @@ KINDS = ("3", "5", "7", "x")
 STAGES = (4, 4, 8, 4)  # genes, one for each block
 WIDTHS = (1, 2.5, 5, 10)  # of the stages, in units of `channels`
 CHOICES = (len(KINDS),) * sum(STAGES)
-LIGHTEST = tuple(3 if gene in (4, 8) else 0 for gene in range(sum(STAGES)))  # `x` strides before its 1x1: from 10 channels on
+LIGHTEST = tuple(3 if gene in (4, 8) else 0 for gene in range(sum(STAGES)))  # `x` strides before its 1x1
 DEFAULTS = {"channels": 64, "cells": 4}  # cells: blocks of a stage; the third has twice as many
 
 
@@ -79,8 +79,9 @@ class Network(nn.Module):
     """Super-net (`arch=None`, called `net(x, arch)`) and sub-net (called `net(x)`) of (B, 3, H, W) images.
 
     channels: C, width of the first stage; all widths are rounded up to even ones. cells: blocks of a stage, twice as many in
-    the third; with fewer than four, the last genes of a stage are not read. A sub-net's parameters have the names of the same
-    blocks in the super-net.
+    the third. With fewer than 4, the last genes of a stage are not read, and with more they are read again. LIGHTEST is exact
+    for at most 4 and at least 10 channels, and elsewhere close. A sub-net's parameters have the names of the same blocks
+    in the super-net.
     """
 
     to_string = staticmethod(to_string)
