@@ -87,12 +87,13 @@ def architectures(args, space):
     else:
         with open(args.archs) as file:
             archs = list(dict.fromkeys(space.from_string(line) for line in file if line.strip()))
-    if not archs:
-        raise ValueError(f"--archs {args.archs}: there is no such architecture")
     if space is not nats and (args.connected or args.distinct):
         raise ValueError("--connected and --distinct are only for the nats space")
     archs = [arch for arch in archs if nats.longest_path(arch) >= 0] if args.connected else archs
-    return distinct(archs) if args.distinct else archs
+    archs = distinct(archs) if args.distinct else archs
+    if not archs:
+        raise ValueError(f"--archs {args.archs}: there is no such architecture")
+    return archs
 
 
 def of_mmacs(space, mmacs):

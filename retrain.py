@@ -46,10 +46,12 @@ def searched_arch(args):
     with runtime.reading(args.arch, "a result.json of search.py"), open(args.arch) as file:
         found = json.load(file)
         arch, searched = str(found["best"]["arch"]), found["data"]
-        same_dataset = os.path.realpath(searched["dataset"]) == os.path.realpath(args.dataset)
+        # By name, too: a path that was relative may mean nothing here.
+        paths = [os.path.realpath(path) for path in (searched["dataset"], args.dataset)]
+        same_dataset = paths[0] == paths[1] or os.path.basename(paths[0]) == os.path.basename(paths[1])
         held_out = searched["val_per_class"], searched["data_seed"]
     same = held_out == (args.val_per_class, args.data_seed) or held_out[0] == args.val_per_class == 0
-    if same_dataset and not same:
+    if same_dataset and not same and not args.describe:
         flags_of_search = "--val-per-class {} --data-seed {}".format(*held_out)
         advice = "give the same, so that no validation image is trained on"
         raise runtime.UserError(f"'{args.arch}' was searched with {flags_of_search}: {advice}")

@@ -10,7 +10,7 @@ A split is a pair (images, labels): uint8 (n, H, W, 3) and int64 (n,). Wrong arg
 
 import importlib
 import os
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import torch
@@ -117,12 +117,12 @@ def _open(name, split, root, size):
 @contextmanager
 def _one_process_at_a_time(root):
     """Ranks and parallel runs that share this folder wait while one of them downloads."""
-    os.makedirs(root, exist_ok=True)
-    with open(os.path.join(root, "download.lock"), "w") as file:
-        with suppress(ImportError, OSError):  # not POSIX, or a file system without locks
+    with ExitStack() as stack:
+        with suppress(ImportError, OSError):  # not POSIX, a folder that is read-only, or a file system without locks
             import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX)
+            os.makedirs(root, exist_ok=True)
+            fcntl.flock(stack.enter_context(open(os.path.join(root, "download.lock"), "w")), fcntl.LOCK_EX)
         yield
 
 

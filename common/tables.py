@@ -139,7 +139,7 @@ def _scores(text):
 
 def _computed(units):
     """Settings as `read` returns them, of numbers that are worked out from the architecture strings; {} for unknown ones."""
-    scores = {arch: _scores(arch) for arch in set().union(*units.values())}
+    scores = {arch: _scores(arch) for arch in sorted(set().union(*units.values()))}
     names = set.intersection(*(set(found) for found in scores.values()))
     order = [name for name in next(iter(scores.values())) if name in names]
     return {f"{name} (computed)": {arch: {None: found[name]} for arch, found in scores.items()} for name in order}

@@ -122,6 +122,9 @@ def test_one_process_of_a_node_downloads_while_the_others_wait(tmp_path, monkeyp
     for thread in threads:
         thread.join()
     assert events == ["begin", "end"] * 3
+    (tmp_path / "file").touch()
+    data.load(("test",), "cifar10", root=tmp_path / "file" / "x")  # no lock can be made, as where the folder is read-only
+    assert len(events) == 8
 
 
 def test_channel_stats_equal_torchs():

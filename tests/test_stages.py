@@ -206,6 +206,11 @@ def test_retrain_refuses_to_train_on_the_images_that_chose_its_architecture(imag
     call = ["retrain", "--arch", tmp_path / "q/result.json", *own, "--out", tmp_path / "r"]
     assert "--val-per-class 5" in refused(*call)
     assert "--data-seed 0" in refused(*call, "--val-per-class", 5, "--data-seed", 1)
+    found = json.loads((tmp_path / "q/result.json").read_text())
+    found["data"]["dataset"] = os.path.basename(images)  # a path that was relative to another folder
+    (tmp_path / "moved.json").write_text(json.dumps(found))
+    assert "--val-per-class 5" in refused("retrain", "--arch", tmp_path / "moved.json", *own)
+    stage(*call, "--describe")
     stage(*call, "--val-per-class", 5)
 
 
