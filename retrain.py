@@ -104,14 +104,14 @@ def main(args):
     share = slice(runtime.rank(), None, runtime.world())
     chunks = engine.normalised_chunks(images[share], batches.normalise)
     per_class = labels.bincount(minlength=num_classes)
-    adjust = partial(losses.adjust_logits, counts=counts)  # after training, tau = 1
+    adjust = partial(losses.adjust_logits, counts=counts)  # after training with CE; other losses have adjusted already
     correct = runtime.sum_over_ranks(engine.correct_by_class(net, chunks, labels[share]))
     adjusted = runtime.sum_over_ranks(engine.correct_by_class(net, chunks, labels[share], adjust=adjust))
     if runtime.rank() == 0:
         runtime.save(run.path("model.pt"), {"kind": "sub-net", **facts, "loss": args.loss, "net": net.state_dict()})
     run.finish({
         **facts, "accuracy": engine.accuracies(correct, per_class, counts),
-        "adjusted": engine.accuracies(adjusted, per_class, counts),
+        "adjusted": engine.accuracies(adjusted, per_class, counts) if args.loss in ("CE", "CE-DRW") else None,
         "per_class": (100 * correct.double() / per_class).tolist(), "seconds": run.seconds,
     })  # fmt: skip
 
