@@ -85,7 +85,7 @@ def architectures(args, space):
     elif kind == "random" and number.isdecimal():
         archs = at_random(space, int(number))
     else:
-        with open(args.archs) as file:
+        with runtime.reading(args.archs, "a file with one architecture a line"), open(args.archs) as file:
             archs = list(dict.fromkeys(space.from_string(line) for line in file if line.strip()))
     if space is not nats and (args.connected or args.distinct):
         raise ValueError("--connected and --distinct are only for the nats space")

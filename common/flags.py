@@ -137,7 +137,7 @@ def fill_schedule(args, epochs, milestones, reweight_from):
     for flag, epoch in (*(("--milestones", m) for m in args.milestones), ("--reweight-from", args.reweight_from)):
         if epoch > args.epochs:
             raise UserError(f"{flag} {epoch} is beyond the last of the {args.epochs} epochs")
-    if not args.loss.endswith("-DRW"):
+    if not args.loss.endswith("-DRW"):  # CE and BS are never re-weighted
         args.reweight_from = None
 
 

@@ -216,7 +216,7 @@ def test_what_stops_a_unit_is_told_with_its_name(images, tmp_path):
     ("argv", "message"),
     [
         (["--archs", "random:0"], "--archs random:0: there is no such architecture"),
-        (["--archs", "random:x"], "No such file or directory: 'random:x'"),
+        (["--archs", "random:x"], "there is no file 'random:x'"),
         (["--archs", "mmacs:148"], "--archs mmacs:148: there is no such architecture"),
         (["--archs", "mmacs:149", "--space", "darts"], "mmacs:M is only for the nats space"),
         (["--archs", "random:3", "--space", "darts", "--distinct"], "--distinct are only for the nats space"),
