@@ -70,10 +70,10 @@ def parse_args(argv=None):
     parser.add_argument(
         "--ratios", type=flags.ratio, nargs="+", help="imbalances of Tables 3 to 6 and Figure 2 (default: its own)"
     )
-    parser.add_argument("--device", help="device of every run: auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--device", help="device of every run: auto, cpu, cuda, ... (default: cuda with --gpus, else auto)")
     parser.add_argument("--data-root", help="where CIFAR is kept or downloaded to (default: data)")
     parser.add_argument("--out", help="folder of all runs (default: runs/SCALE)")
-    parser.add_argument("--gpus", type=lambda text: text.split(","), metavar="0,1,...", help="GPUs that runs are handed out to")
+    parser.add_argument("--gpus", type=gpus, metavar="0,1,...", help="GPUs that runs are handed out to")
     parser.add_argument("--cuda-graphs", action="store_true", help="sub-nets in CUDA graphs: sooner than cost says")
     parser.add_argument("--jobs", type=flags.positive_int, default=1, help="runs at a time, on each GPU if given")
     text = "run the I-th of N independent parts; runs that share a source super-net stay together"
@@ -82,13 +82,20 @@ def parse_args(argv=None):
     scale = args.scale or ("quick" if args.command == "quick" else "paper")
     parser.set_defaults(scale=scale, out=f"runs/{scale}", **SCALES[scale])
     args = parser.parse_intermixed_args(argv)
+    args.device = args.device or ("cuda" if args.gpus else None)
     args.tables = args.tables or [table for table in TABLES if table != "baselines"]
     if unknown := set(args.tables) - set(TABLES):
         parser.error(f"unknown table '{min(unknown)}': choose from {', '.join(TABLES)}")
     return args
 
 
+def gpus(text):
+    """An argparse type: 0,1 -> ["0", "1"]."""
+    return [str(int(number)) for number in text.split(",")]
+
+
 def shard(text):
+    """An argparse type: 2/8 -> (2, 8)."""
     part, parts = map(int, text.split("/"))
     if not 1 <= part <= parts:
         raise ValueError

@@ -30,7 +30,7 @@ seed = number(int, 0, 2**63)
 positive = number(float, 0, above=True)
 non_negative = number(float, 0)
 ratio = number(float, 1)
-fraction = number(float, 0, 1 + 1e-12)
+fraction = number(float, 0, 1)
 width = number(int, 1, 4097)
 
 
@@ -67,7 +67,7 @@ def add_draw(group):
     """The data flags of a script that takes several datasets."""
     add = group.add_argument
     add("--data-seed", type=seed, default=0, help="seed of the long-tail draw and the hold-out")
-    text = "search on K training images a class, held out before the long-tail draw; 0: on the test split"
+    text = "hold out K training images a class before the long-tail draw, to search on; 0: search on the test split"
     add("--val-per-class", type=count, default=0, metavar="K", help=text)
     add("--image-size", type=image_size, default=32, metavar="S", help="images become S x S, a multiple of 4")
 

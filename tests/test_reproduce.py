@@ -192,6 +192,8 @@ def test_runs_side_by_side_go_round_the_gpus_and_share_the_cores(monkeypatch):
     workers = reproduce.workers(reproduce.parse_args(["run", "--gpus", "0,3", "--jobs", "2"]))
     assert [w["CUDA_VISIBLE_DEVICES"] for w in workers] == ["0", "3", "0", "3"] and workers[0]["OMP_NUM_THREADS"] == "4"
     assert reproduce.workers(reproduce.parse_args(["run", "--jobs", "2"])) == [{"OMP_NUM_THREADS": "8"}] * 2
+    assert reproduce.parse_args(["run", "--gpus", "0,3"]).device == "cuda"  # and not the CPU where there is no GPU
+    assert "--gpus" in refused("reproduce", "run", "--gpus", "0,", "1")
 
 
 # Reporting and pricing
