@@ -47,6 +47,9 @@ SCALES = {  # what differs from the paper
     # One GPU, some minutes a ratio: the paper's networks, and too few epochs to say much about its setting.
     "minutes": {"source_epochs": 6, "adapt_epochs": 12, "target_epochs": 24, "subnet_epochs": 16, "warmup": 1,
                 "generations": 5, "population": 12, "bn_images": 1000, "val_images": 2000},
+    # Two CPU cores, days: the table `study`.
+    "study": {"source": "data/tinyimagenet100", "target": "data/cifar10", "image_size": 16, "channels": 8, "cells": 1,
+              "source_epochs": 60, "adapt_epochs": 20, "target_epochs": 60, "subnet_epochs": 60, "warmup": 2, "seeds": 5},
     # Two CPU cores, a few hours: too short and too narrow to say anything about the paper's setting.
     "small": {"source_epochs": 6, "adapt_epochs": 6, "target_epochs": 18, "subnet_epochs": 8, "warmup": 1,
               "generations": 4, "population": 12, "bn_images": 1000, "val_images": 2000, "channels": 8, "cells": 1},
@@ -83,7 +86,7 @@ def parse_args(argv=None):
     parser.set_defaults(scale=scale, out=f"runs/{scale}", **SCALES[scale])
     args = parser.parse_intermixed_args(argv)
     args.device = args.device or ("cuda" if args.gpus else None)
-    args.tables = args.tables or [table for table in TABLES if table != "baselines"]
+    args.tables = args.tables or [table for table in TABLES if table not in ("baselines", "study")]
     if unknown := set(args.tables) - set(TABLES):
         parser.error(f"unknown table '{min(unknown)}': choose from {', '.join(TABLES)}")
     return args

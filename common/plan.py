@@ -8,7 +8,7 @@ import os
 from functools import cache, partial
 from itertools import product
 
-from . import data, paper
+from . import data, paper, study
 from .report import Cell
 from .runner import Stage
 from .runtime import UserError
@@ -34,10 +34,10 @@ class Plan(dict):
             raise UserError(f"two different runs would be called '{name}': give --source and --target other names")
         return name
 
-    def long_tailed(self, dataset, ratio):
-        """(flags, number of training images) of a dataset that is made long-tailed after the hold-out."""
+    def long_tailed(self, dataset, ratio, held_out=None):
+        """(flags, number of training images) of a dataset that is made long-tailed after the hold-out, of so many a class."""
         sizes = class_sizes(dataset, "train")
-        held_out = math.ceil(self.args.val_images / len(sizes))
+        held_out = math.ceil(self.args.val_images / len(sizes)) if held_out is None else held_out
         flags = given(dataset=dataset, imbalance=f"{ratio:g}", image_size=self.args.image_size, val_per_class=held_out)
         return flags, sum(data.long_tail_counts([n - held_out for n in sizes], ratio))
 
@@ -149,6 +149,28 @@ def figure_1(plan):
     return ()
 
 
+def the_study(plan):
+    """No cells: common/study.py decides the claims from the accuracies that these stages write."""
+    args, sizes = plan.args, class_sizes(plan.args.target, "train")
+    _, images = plan.long_tailed(args.target, 100)
+    for order, (method, (ratio, data_seed, seeds)) in enumerate(study.SETTINGS.items()):
+        held_out = min(sizes) - images // len(sizes) if method == "small" else None
+        flags, n = plan.long_tailed(args.target, ratio, held_out)
+        steps = given(epochs=round(images / n * args.subnet_epochs), warmup=round(images / n * args.warmup))  # as many in each
+        flags = [*flags[4:], *steps, *given(data_seed=data_seed, channels=args.channels, cells=args.cells, method=method)]
+        for seed in seeds:
+            command = ["rank_transfer.py", "--archs", study.ARCHITECTURES, "--datasets", f"{args.target}:{ratio}", *flags]
+            work = {"sub-net step": 96 * args.subnet_epochs * images}
+            plan.add(f"alone_{method.replace(' ', '_')}_s{seed}", [*command, "--seeds", seed], order, work)
+    for seed, row in product(range(args.seeds), study.PROCEDURES):
+        supernet = plan.trained(row, args.source, args.target, 100, seed)
+        command = ["rank_transfer.py", "--archs", study.ARCHITECTURES, *given(bn_images=args.bn_images, method=row)]
+        command += ["--supernet", os.path.join(args.out, supernet, "supernet.pt")]
+        work = {"scoring": 96 * (args.bn_images + sum(class_sizes(args.target, "val")))}
+        plan.add(f"inside_{supernet}", command, seed, work, [supernet])
+    return ()
+
+
 def baselines(plan):
     def stage_of(loss, dataset, seed):
         arch_flags = ["--arch", "resnet32", "--loss", loss]
@@ -168,6 +190,7 @@ TABLES = {
     "fig1": figure_1,
     "fig2": partial(transfer, numbers=paper.FIGURE_2, stage_of=Plan.trained, keys=[("seconds",)]),
     "baselines": baselines,
+    "study": the_study,
 }
 
 

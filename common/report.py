@@ -5,9 +5,10 @@ import os
 import statistics
 from functools import reduce
 from operator import getitem
+from pathlib import Path
 from typing import NamedTuple
 
-from . import runtime, tables
+from . import runtime, study, tables
 from .runner import record
 
 try:
@@ -24,6 +25,7 @@ TITLES = {
     "6": "Table 6: classes of > 100 (many), 20-100 (medium) and < 20 (few) training images",
     "fig1": "Figure 1: rank correlation between datasets (the paper's numbers are not legible in our copy)",
     "fig2": "Figure 2: seconds to adapt a super-net to the target, the paper's on a V100; P0 takes none",
+    "study": "Study: 95 % intervals over the architectures of a set, and over super-nets",
     "baselines": "ResNet-32 at 100x: Cao et al. 2019; BagofTricks-LT, Zhang et al. 2021; official code of Ren et al. 2020",
 }
 
@@ -42,8 +44,8 @@ def write(plan, cells, out, scale, changed):
     parts, numbers = [heading(plan, records, scale, changed)], {}
     for table, entries in cells.items():
         parts.append(f"## {TITLES[table]}\n")
-        if table == "fig1":
-            text, numbers[table] = correlations(records, out)
+        if table in ("fig1", "study"):
+            text, numbers[table] = (correlations if table == "fig1" else decisions)(records, out)
             parts.append(text)
             continue
         numbers[table] = [{"row": c.row, "column": c.column, "paper": c.printed, "ours": ours(c, records)} for c in entries]
@@ -115,6 +117,21 @@ def correlations(records, out):
         tables.heat_map(result, os.path.join(out, "figure1.png"))
         text += "\n![Figure 1](figure1.png)\n"
     return text, tables.plain(result)
+
+
+def decisions(records, out):
+    """(Markdown, JSON) of the study. Writes its accuracies.jsonl, too."""
+    names = [name for name in records if name.startswith(("alone_", "inside_"))]
+    text = "".join(Path(out, name, "accuracies.jsonl").read_text() for name in names)
+    runtime.write(os.path.join(out, "accuracies.jsonl"), text)
+    lines = [json.loads(line) for line in text.splitlines()]
+    with runtime.reading(study.ARCHITECTURES, "a file with one architecture a line"):
+        archs = Path(study.ARCHITECTURES).read_text().split()
+    rows, found = {}, {name: study.decide(lines, archs[lines_of]) for name, lines_of in study.SETS.items()}
+    for numbers in found.values():
+        for quantity, *values in numbers:
+            rows.setdefault(quantity, [quantity]).append(tables.shown(*values))
+    return markdown(["", *found], rows.values()), tables.plain(found)
 
 
 def picture(panels, path):

@@ -82,16 +82,16 @@ def _percent(value):
 # Comparing
 
 
-def interval(statistic, n, resamples=1000):
-    """(value, low, high): a statistic of n architectures with its 95 % percentile bootstrap interval over them.
+def interval(statistic, *sizes, resamples=1000):
+    """(value, low, high): a statistic with its 95 % percentile bootstrap interval over architectures, or over more.
 
-    statistic: indices of architectures -> number. Resamples for which it is NaN are left out.
+    statistic: indices of `sizes[0]` architectures (and of what else is resampled) -> number. A NaN is left out.
     """
     rng = np.random.default_rng(0)
-    resampled = [statistic(rng.integers(0, n, n)) for _ in range(resamples)]
+    resampled = [statistic(*(rng.integers(0, n, n) for n in sizes)) for _ in range(resamples)]
     resampled = [value for value in resampled if not np.isnan(value)]
     low, high = np.percentile(resampled, (2.5, 97.5)) if resampled else (np.nan, np.nan)
-    return statistic(np.arange(n)), low, high
+    return statistic(*map(np.arange, sizes)), low, high
 
 
 def compare(units):
@@ -103,22 +103,22 @@ def compare(units):
     """
     if not all(units.values()):
         raise ValueError("no architecture is left to compare")
-    computed = _computed(units)
+    computed = computed_settings(units)
     units = {**units, **computed}
     labels, cells, parameters = list(units), {}, computed.get("parameters (computed)")
     for one, other in itertools.product(labels, repeat=2):
         archs = [arch for arch in units[one] if arch in units[other]]
         if len(archs) < 3:
             raise ValueError(f"{len(archs)} architectures are in both '{one}' and '{other}': at least 3 are needed")
-        x, y = _by_seed(units, one, archs), _by_seed(units, other, archs)
-        truth, guess = _mean(x), _mean(y)
+        x, y = by_seed(units, one, archs), by_seed(units, other, archs)
+        truth, guess = mean_over_seeds(x), mean_over_seeds(y)
         cell = cells.get((other, one)) or _correlation(x, y)
-        fixed = _mean(_by_seed(computed, "parameters (computed)", archs)) if parameters else np.zeros(len(archs))
+        fixed = mean_over_seeds(by_seed(computed, "parameters (computed)", archs)) if parameters else np.zeros(len(archs))
         cell["tau_given_parameters"] = _partial(cell["tau"], kendall_tau(truth, fixed), kendall_tau(guess, fixed))
         regret = np.nan if one in computed else truth.max() - truth[guess == guess.max()].mean()
         cells[one, other] = {**cell, "regret": regret}
     matrices = {name: np.array([[cells[i, j][name] for j in labels] for i in labels]) for name in cells[one, other]}
-    own = {label: list(_by_seed(units, label, units[label]).values()) for label in labels}
+    own = {label: list(by_seed(units, label, units[label]).values()) for label in labels}
     ceilings = {label: _noise_ceiling(seeds) for label, seeds in own.items() if len(seeds) > 1}
     archs = set().union(*units.values())
     return {"labels": labels, "architectures": len(archs), **matrices, "noise_ceiling": ceilings}
@@ -137,7 +137,7 @@ def _scores(text):
     return {"parameters": spaces.parameters(net), "multiply-accumulates": spaces.macs_counter(net)(), **more}
 
 
-def _computed(units):
+def computed_settings(units):
     """Settings as `read` returns them, of numbers that are worked out from the architecture strings; {} for unknown ones."""
     scores = {arch: _scores(arch) for arch in sorted(set().union(*units.values()))}
     names = set.intersection(*(set(found) for found in scores.values()))
@@ -151,7 +151,7 @@ def _partial(tau, one, other):
     return (tau - one * other) / rest if rest > 1e-9 else np.nan
 
 
-def _by_seed(units, label, archs):
+def by_seed(units, label, archs):
     """{seed: accuracies (n,)} of n architectures, for the seeds that all of them have: a run may be unfinished."""
     seeds = set.intersection(*(set(units[label][arch]) for arch in archs))
     if not seeds:
@@ -159,14 +159,14 @@ def _by_seed(units, label, archs):
     return {seed: np.array([units[label][arch][seed] for arch in archs]) for seed in sorted(seeds)}
 
 
-def _mean(by_seed):
+def mean_over_seeds(by_seed):
     """Mean over seeds, (n,). With fsum equal accuracies have equal means in any order, so that ties stay ties."""
     return np.array([math.fsum(values) / len(values) for values in zip(*by_seed.values(), strict=True)])
 
 
 def _correlation(one, other):
     """{n, tau, low, high, tau_single} of accuracies by seed in two settings, or in one and the same."""
-    x, y = _mean(one), _mean(other)
+    x, y = mean_over_seeds(one), mean_over_seeds(other)
     tau, low, high = interval(lambda k: kendall_tau(x[k], y[k]), len(x))
     singles = [kendall_tau(one[s], other[t]) for s in one for t in other if s != t]
     return {"n": len(x), "tau": tau, "low": low, "high": high, "tau_single": np.mean(singles) if singles else np.nan}
@@ -187,11 +187,11 @@ def text(result):
     labels, ceilings = result["labels"], result["noise_ceiling"]
 
     def tau(i, j):
-        return "1" if i == j else _cell(*(result[name][i, j] for name in ("tau", "low", "high")))
+        return "1" if i == j else shown(*(result[name][i, j] for name in ("tau", "low", "high")))
 
     def single(i, j):
         ceiling = i == j and ceilings.get(labels[i])
-        return _cell(*ceiling.values()) if ceiling else _cell(result["tau_single"][i, j])
+        return shown(*ceiling.values()) if ceiling else shown(result["tau_single"][i, j])
 
     parts = [f"{result['architectures']} architectures", "Kendall's tau-b of mean accuracies, with its 95 % interval:"]
     parts += [_matrix(labels, tau)]
@@ -200,9 +200,9 @@ def text(result):
         parts += [_matrix(labels, single)]
     if "parameters (computed)" in labels:
         parts += ["Partial tau of mean accuracies with the number of parameters held fixed:"]
-        parts += [_matrix(labels, lambda i, j: _cell(result["tau_given_parameters"][i, j]))]
+        parts += [_matrix(labels, lambda i, j: shown(result["tau_given_parameters"][i, j]))]
     parts += ["Regret: accuracy that the row loses, in points, by taking the column's best architecture:"]
-    parts += [_matrix(labels, lambda i, j: _cell(result["regret"][i, j]))]
+    parts += [_matrix(labels, lambda i, j: shown(result["regret"][i, j]))]
     return "\n".join(parts)
 
 
@@ -214,7 +214,7 @@ def _matrix(labels, cell):
     return "\n".join("  ".join([head.ljust(first), *map(str.rjust, row, widths)]) for head, *row in rows)
 
 
-def _cell(value, low=None, high=None):
+def shown(value, low=None, high=None):
     return "-" if np.isnan(value) else f"{value:.2f}" if low is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
@@ -236,6 +236,6 @@ def heat_map(result, path):
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
     axes.set_yticks(range(len(labels)), labels)
     for (i, j), value in np.ndenumerate(tau):
-        axes.text(j, i, _cell(value), ha="center", va="center", color="k" if value > 0.5 else "w")
+        axes.text(j, i, shown(value), ha="center", va="center", color="k" if value > 0.5 else "w")
     figure.colorbar(image, label="Kendall's tau-b")
     figure.savefig(path, dpi=150)

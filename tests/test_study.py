@@ -1,0 +1,99 @@
+"""The study: both claims recomputed with scipy, on accuracies in which they are known to hold or not."""
+
+import itertools
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+from conftest import ROOT, stage
+from test_reproduce import finish
+
+import reproduce
+from common import nats, study, tables
+from common.plan import make_plan
+
+ARCHS = (ROOT / study.ARCHITECTURES).read_text().split()
+NOISE = {"P0": 6.0, "P1": 1.0, "P2": 3.0, "P3": 1.0}  # of super-nets
+
+
+def tau(x, y):
+    return scipy.stats.kendalltau(x, y).statistic
+
+
+def lines():
+    """Settings whose rankings follow one of two independent orders, balanced or long-tailed, with noise of each seed."""
+    rng, found = np.random.default_rng(0), []
+    balanced, tailed = rng.permutation(np.linspace(30, 60, 96)), rng.permutation(np.linspace(20, 50, 96))
+    for method, (ratio, _, seeds) in study.SETTINGS.items():
+        for seed in seeds:
+            accuracies = (balanced if ratio == 1 else tailed) + rng.normal(0, 1, 96)
+            entry = {"method": method, "dataset": "d", "imbalance": ratio, "seed": seed}
+            found += [{**entry, "arch": arch, "accuracy": a} for arch, a in zip(ARCHS, accuracies, strict=True)]
+    for name, noise in NOISE.items():
+        for seed in range(5):
+            scores, entry = tailed + rng.normal(0, noise, 96), {"method": name, "dataset": "d", "imbalance": 100, "seed": seed}
+            found += [{**entry, "arch": arch, "accuracy": a} for arch, a in zip(ARCHS, scores, strict=True)]
+    return found
+
+
+def test_the_architectures_are_96_functions_half_of_them_of_149_million():
+    archs = [nats.from_string(text) for text in ARCHS]
+    assert len({nats.canonical(arch)[0] for arch in archs}) == len(archs) == 96
+    assert all((arch.count(3), arch.count(2)) == (4, 0) for arch in archs[study.SETS["A"]])  # DESIGN: 149.34 M
+
+
+@pytest.mark.parametrize("name", study.SETS)
+def test_both_claims_against_scipy(name, monkeypatch):
+    monkeypatch.setattr(tables, "interval", partial(tables.interval, resamples=40))
+    archs, everything = ARCHS[study.SETS[name]], lines()
+    by = {}
+    for line in everything:
+        by.setdefault((line["method"], line["seed"]), {})[line["arch"]] = line["accuracy"]
+    by = {key: np.array([found[arch] for arch in archs]) for key, found in by.items()}
+    rows = {quantity: values for quantity, *values in study.decide(everything, archs)}
+
+    def single(one, other):
+        pairs = itertools.product(study.SETTINGS[one][2], study.SETTINGS[other][2])
+        return np.mean([tau(by[one, s], by[other, t]) for s, t in pairs if s != t])
+
+    for one, other in (("balanced", "100x"), ("another draw", "100x"), ("100x", "100x"), ("small", "small")):
+        assert rows[f"tau({one}, {other})"][0] == pytest.approx(single(one, other))
+    value, low, high = rows["tau(balanced, 100x) - tau(another draw, 100x)"]
+    assert value == pytest.approx(single("balanced", "100x") - single("another draw", "100x")) and low <= value <= high < 0
+    low, high = rows["tau(balanced, 100x) - tau(small, 100x)"][1:]
+    assert low < 0 < high  # both are balanced
+
+    truth = (by["100x", 0] + by["100x", 1]) / 2
+    for p in study.PROCEDURES:
+        nets = [by[p, seed] for seed in range(5)]
+        assert rows[f"tau of {p}"][0] == pytest.approx(np.mean([tau(truth, net) for net in nets]))
+        assert rows[f"regret of {p}"][0] == pytest.approx(np.mean([truth.max() - truth[net.argmax()] for net in nets]))
+    assert rows["tau of P1 - tau of P0"][1] > 0 and rows["tau of P1 - tau of P3"][1] < 0 < rows["tau of P1 - tau of P3"][2]
+    mean_balanced = (by["balanced", 0] + by["balanced", 1]) / 2
+    assert rows["tau of balanced accuracy"][0] == pytest.approx(tau(truth, mean_balanced))
+    parameters = [9 * text.count("3x3~") - 9 * text.count("pool_3x3") + text.count("1x1") for text in archs]
+    assert rows["tau of parameters"][0] == pytest.approx(tau(truth, parameters), nan_ok=True)  # all of A have as many
+    assert rows["regret of a random architecture"][0] == pytest.approx(truth.max() - truth.mean())
+
+
+def test_what_is_not_there_yet_is_left_out(tmp_path, monkeypatch, capsys):
+    """A report of a study whose first two settings and one super-net are finished, and of one that has only begun."""
+    monkeypatch.setattr(tables, "interval", partial(tables.interval, resamples=20))
+    flags = ["--scale", "study", "--source", "synthetic100", "--target", "synthetic10"]
+    argv = ["report", "study", *flags, "--out", str(tmp_path)]
+    plan, _ = make_plan(reproduce.parse_args(argv))
+    stages = {"alone_balanced_s0": ("balanced", 0), "alone_balanced_s1": ("balanced", 1), "alone_100x_s0": ("100x", 0),
+              "alone_100x_s1": ("100x", 1), "inside_P1_synthetic100_synthetic10_100x_s0": ("P1", 0)}  # fmt: skip
+    monkeypatch.chdir(ROOT)
+    for name, key in stages.items():
+        finish(plan, tmp_path, name, {})
+        own = [json.dumps(line) + "\n" for line in lines() if (line["method"], line["seed"]) == key]
+        Path(tmp_path, name, "accuracies.jsonl").write_text("".join(own))
+        stage("reproduce", *argv)
+        assert ("tau(balanced, 100x)" in capsys.readouterr().out) == (list(stages).index(name) >= 3)
+    text = (tmp_path / "report.md").read_text()
+    assert "tau of P1 - tau of parameters" in text and "tau of P0" not in text and "small" not in text
+    assert len((tmp_path / "accuracies.jsonl").read_text().splitlines()) == 5 * 96
