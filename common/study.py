@@ -5,11 +5,10 @@ disturb a ranking, too, so tau across imbalance is compared with what these leav
 Claim 2: P1 repairs the ranking of a super-net, nearly as well as training anew (P3) does (Tables 3 to 6).
 """
 
-import itertools
-
 import numpy as np
+import torch
 
-from . import tables
+from . import nats, spaces, tables
 from .kendall import kendall_tau
 
 # {method: (imbalance, seed of the draw, seeds)}: sub-nets trained alone, in the order in which they are run. "small" is
@@ -40,9 +39,9 @@ def decide(lines, archs):
         return []
     scores = {name: np.array(list(whole[name].values())) for name in PROCEDURES if name in whole}
     means = {name: tables.mean_over_seeds(settings[name]) for name in ("balanced", "100x")}
-    parameters = tables.computed_settings({"": dict.fromkeys(archs)})["parameters (computed)"]
-    scores["balanced accuracy"] = means["balanced"][None]
-    scores["parameters"] = np.array([[parameters[arch][None] for arch in archs]])
+    with torch.device("meta"):
+        parameters = [spaces.parameters(nats.Network(10, arch=nats.from_string(arch))) for arch in archs]
+    scores |= {"balanced accuracy": means["balanced"][None], "parameters": np.array([parameters])}
     return claim_1(settings) + claim_2(means["100x"], scores)
 
 
@@ -53,20 +52,14 @@ def claim_1(settings):
     different seeds. A setting with itself is its noise ceiling.
     """
     (count,) = {len(accuracies) for seeds in settings.values() for accuracies in seeds.values()}
-
-    def tau(one, other):
-        pairs = [(settings[one][s], settings[other][t]) for s, t in itertools.product(settings[one], settings[other]) if s != t]
-        return lambda archs: np.mean([kendall_tau(x[archs], y[archs]) for x, y in pairs])
-
-    ceilings = [(name, name) for name, seeds in settings.items() if len(seeds) > 1 and name != "100x"]
-    pairs = [*((name, "100x") for name in settings), *ceilings]
-    rows = [(f"tau({one}, {other})", *tables.interval(tau(one, other), count)) for one, other in pairs]
-    across = {name: tau(name, "100x") for name in settings}
-    for name in settings:
-        if name != "balanced":
-            difference = tables.interval(lambda archs, name=name: across["balanced"](archs) - across[name](archs), count)
-            rows.append((f"tau(balanced, 100x) - tau({name}, 100x)", *difference))
-    return rows
+    truth = settings["100x"]
+    across = {f"tau({name}, 100x)": tables.tau_of_single_seeds(seeds, truth) for name, seeds in settings.items()}
+    ceilings = {
+        f"tau({name}, {name})": tables.tau_of_single_seeds(seeds, seeds)
+        for name, seeds in settings.items()
+        if len(seeds) > 1 and name != "100x"
+    }
+    return with_differences(across, "tau(balanced, 100x)", count) + with_differences(ceilings, None, count)
 
 
 def claim_2(truth, scores):
@@ -77,19 +70,20 @@ def claim_2(truth, scores):
     """
     rows = [("regret of a random architecture", truth.max() - truth.mean(), np.nan, np.nan)]
     sizes = len(truth), max(map(len, scores.values()))
-    for measure, of in (("tau", kendall_tau), ("regret", regret)):
-        means = {
-            name: lambda archs, seeds, of=of, nets=nets: np.mean([of(truth[archs], s[archs]) for s in nets[seeds % len(nets)]])
-            for name, nets in scores.items()
-        }
-        rows += [(f"{measure} of {name}", *tables.interval(mean, *sizes)) for name, mean in means.items()]
-        for name in means.keys() if "P1" in means else ():
-            if name != "P1":
-                difference = tables.interval(lambda *k, name=name, of=means: of["P1"](*k) - of[name](*k), *sizes)
-                rows.append((f"{measure} of P1 - {measure} of {name}", *difference))
+    for measure, of in (("tau", kendall_tau), ("regret", tables.regret)):
+
+        def mean(nets, of=of):
+            return lambda k, seeds: np.mean([of(truth[k], net[k]) for net in nets[seeds % len(nets)]])
+
+        statistics = {f"{measure} of {name}": mean(nets) for name, nets in scores.items()}
+        rows += with_differences(statistics, f"{measure} of P1", *sizes)
     return rows
 
 
-def regret(truth, scores):
-    """Points of accuracy that are lost by taking the architecture with the highest score; the mean over equal scores."""
-    return truth.max() - truth[scores == scores.max()].mean()
+def with_differences(statistics, base, *sizes):
+    """Rows of statistics, {quantity: function of resampled indices}, and of the one called `base` less each of the others."""
+    found = dict(statistics)
+    for quantity, other in statistics.items() if base in statistics else ():
+        if quantity != base:
+            found[f"{base} - {quantity}"] = lambda *k, other=other: statistics[base](*k) - other(*k)
+    return [(quantity, *tables.interval(statistic, *sizes)) for quantity, statistic in found.items()]

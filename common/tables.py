@@ -42,11 +42,13 @@ def read(files):
             lines = [(number, line.strip()) for number, line in enumerate(file, start=1) if line.strip()]
         header = next(csv.reader(line for _, line in lines[:1]), [])
         is_csv = header[:1] == ["arch"]
+        form = f"{len(header)} cells" if is_csv else f"JSON with {', '.join(FIELDS)}, or a header 'arch,<setting>,...'"
         for number, line in lines[is_csv:]:
             try:
                 entries = _csv_entries(header, line) if is_csv else _json_entries(line)
+                if not all(0 <= accuracy <= 100 for *_, accuracy in entries):  # NaN, too
+                    raise ValueError
             except Exception:  # JSON of another form raises many types
-                form = f"{len(header)} cells" if is_csv else f"JSON with {', '.join(FIELDS)}, or a header 'arch,<setting>,...'"
                 raise ValueError(f"'{path}', line {number}: '{line[:80]}': expected {form}, accuracies 0 to 100") from None
             for label, arch, seed, accuracy in entries:
                 known = found.setdefault(label, {}).setdefault(arch, {}).setdefault(seed, accuracy)
@@ -64,19 +66,13 @@ def _json_entries(text):
     line = json.loads(text)
     method = line.get("method", "stand-alone")
     label = f"{'' if method == 'stand-alone' else f'{method} '}{line['dataset']} {line['imbalance']:.12g}x"
-    return [(label, str(line["arch"]), int(line["seed"]), _percent(line["accuracy"]))]
+    return [(label, str(line["arch"]), int(line["seed"]), float(line["accuracy"]))]
 
 
 def _csv_entries(header, text):
     (cells,) = csv.reader([text])
     pairs = list(zip(header, cells, strict=True))[1:]
-    return [(label.strip(), cells[0].strip(), 0, _percent(cell)) for label, cell in pairs if cell.strip()]  # not measured
-
-
-def _percent(value):
-    if not 0 <= float(value) <= 100:  # NaN, too
-        raise ValueError
-    return float(value)
+    return [(label.strip(), cells[0].strip(), 0, float(cell)) for label, cell in pairs if cell.strip()]  # not measured
 
 
 # Comparing
@@ -105,23 +101,28 @@ def compare(units):
         raise ValueError("no architecture is left to compare")
     computed = computed_settings(units)
     units = {**units, **computed}
-    labels, cells, parameters = list(units), {}, computed.get("parameters (computed)")
-    for one, other in itertools.product(labels, repeat=2):
+    parameters, labels, cells, ceilings = computed.get("parameters (computed)"), list(units), {}, {}
+    for one, other in itertools.combinations_with_replacement(labels, 2):
         archs = [arch for arch in units[one] if arch in units[other]]
-        if len(archs) < 3:
-            raise ValueError(f"{len(archs)} architectures are in both '{one}' and '{other}': at least 3 are needed")
-        x, y = by_seed(units, one, archs), by_seed(units, other, archs)
-        truth, guess = mean_over_seeds(x), mean_over_seeds(y)
-        cell = cells.get((other, one)) or _correlation(x, y)
-        fixed = mean_over_seeds(by_seed(computed, "parameters (computed)", archs)) if parameters else np.zeros(len(archs))
-        cell["tau_given_parameters"] = _partial(cell["tau"], kendall_tau(truth, fixed), kendall_tau(guess, fixed))
-        regret = np.nan if one in computed else truth.max() - truth[guess == guess.max()].mean()
-        cells[one, other] = {**cell, "regret": regret}
+        n = len(archs)
+        if n < 3:
+            raise ValueError(f"{n} architectures are in both '{one}' and '{other}': at least 3 are needed")
+        seeds, other_seeds = by_seed(units, one, archs), by_seed(units, other, archs)
+        single = tau_of_single_seeds(seeds, other_seeds)
+        x, y = mean_over_seeds(seeds), mean_over_seeds(other_seeds)
+        tau, low, high = interval(lambda k, x=x, y=y: kendall_tau(x[k], y[k]), n)
+        cell = {"n": n, "tau": tau, "low": low, "high": high, "tau_single": single(np.arange(n))}
+        fixed = [parameters[arch][None] for arch in archs] if parameters else np.zeros(n)  # explains nothing
+        with_x, with_y = kendall_tau(x, fixed), kendall_tau(y, fixed)
+        rest = (1 - with_x**2) * (1 - with_y**2)
+        cell["tau_given_parameters"] = (tau - with_x * with_y) / math.sqrt(rest) if rest > 1e-18 else np.nan
+        for i, j, lost in ((one, other, regret(x, y)), (other, one, regret(y, x))):
+            cells[i, j] = {**cell, "regret": np.nan if i in computed else lost}
+        if one == other and len(seeds) > 1:
+            ceilings[one] = dict(zip(("tau", "low", "high"), interval(single, n), strict=True))
     matrices = {name: np.array([[cells[i, j][name] for j in labels] for i in labels]) for name in cells[one, other]}
-    own = {label: list(by_seed(units, label, units[label]).values()) for label in labels}
-    ceilings = {label: _noise_ceiling(seeds) for label, seeds in own.items() if len(seeds) > 1}
-    archs = set().union(*units.values())
-    return {"labels": labels, "architectures": len(archs), **matrices, "noise_ceiling": ceilings}
+    count = len(set().union(*units.values()))
+    return {"labels": labels, "architectures": count, **matrices, "noise_ceiling": ceilings}
 
 
 @functools.cache
@@ -139,16 +140,14 @@ def _scores(text):
 
 def computed_settings(units):
     """Settings as `read` returns them, of numbers that are worked out from the architecture strings; {} for unknown ones."""
-    scores = {arch: _scores(arch) for arch in sorted(set().union(*units.values()))}
-    names = set.intersection(*(set(found) for found in scores.values()))
-    order = [name for name in next(iter(scores.values())) if name in names]
-    return {f"{name} (computed)": {arch: {None: found[name]} for arch, found in scores.items()} for name in order}
+    scores = {arch: _scores(arch) for archs in units.values() for arch in archs}
+    names = [name for name in next(iter(scores.values())) if all(name in found for found in scores.values())]
+    return {f"{name} (computed)": {arch: {None: found[name]} for arch, found in scores.items()} for name in names}
 
 
-def _partial(tau, one, other):
-    """Kendall's partial tau of two rankings whose taus with a third are `one` and `other`; NaN if that explains one in full."""
-    rest = math.sqrt(max(0.0, (1 - one**2) * (1 - other**2))) if not np.isnan(one + other) else 0.0
-    return (tau - one * other) / rest if rest > 1e-9 else np.nan
+def regret(truth, scores):
+    """Points of accuracy that are lost by taking the architecture with the highest score; the mean over equal scores."""
+    return truth.max() - truth[scores == scores.max()].mean()
 
 
 def by_seed(units, label, archs):
@@ -164,19 +163,13 @@ def mean_over_seeds(by_seed):
     return np.array([math.fsum(values) / len(values) for values in zip(*by_seed.values(), strict=True)])
 
 
-def _correlation(one, other):
-    """{n, tau, low, high, tau_single} of accuracies by seed in two settings, or in one and the same."""
-    x, y = mean_over_seeds(one), mean_over_seeds(other)
-    tau, low, high = interval(lambda k: kendall_tau(x[k], y[k]), len(x))
-    singles = [kendall_tau(one[s], other[t]) for s in one for t in other if s != t]
-    return {"n": len(x), "tau": tau, "low": low, "high": high, "tau_single": np.mean(singles) if singles else np.nan}
+def tau_of_single_seeds(one, other):
+    """A function of indices of architectures: mean tau of a seed of one setting and a different seed of the other, all pairs.
 
-
-def _noise_ceiling(seeds):
-    """{tau, low, high}: tau between two seeds of one setting, mean over the pairs. seeds: accuracies (n,) of each."""
-    pairs = list(itertools.combinations(seeds, 2))
-    values = interval(lambda k: np.mean([kendall_tau(x[k], y[k]) for x, y in pairs]), len(seeds[0]))
-    return dict(zip(("tau", "low", "high"), values, strict=True))
+    one, other: {seed: accuracies (n,)}. The same setting twice gives its noise ceiling. NaN if there is no pair.
+    """
+    pairs = [(one[s], other[t]) for s, t in itertools.product(one, other) if s != t]
+    return lambda k: np.mean([kendall_tau(x[k], y[k]) for x, y in pairs]) if pairs else np.nan
 
 
 # Showing
@@ -193,17 +186,16 @@ def text(result):
         ceiling = i == j and ceilings.get(labels[i])
         return shown(*ceiling.values()) if ceiling else shown(result["tau_single"][i, j])
 
-    parts = [f"{result['architectures']} architectures", "Kendall's tau-b of mean accuracies, with its 95 % interval:"]
-    parts += [_matrix(labels, tau)]
+    tables = {"Kendall's tau-b of mean accuracies, with its 95 % interval:": tau}
     if ceilings:
-        parts += ["Tau of single seeds; on the diagonal the noise ceiling, between two seeds of the same setting:"]
-        parts += [_matrix(labels, single)]
+        tables["Tau of single seeds; on the diagonal the noise ceiling, between two seeds of the same setting:"] = single
     if "parameters (computed)" in labels:
-        parts += ["Partial tau of mean accuracies with the number of parameters held fixed:"]
-        parts += [_matrix(labels, lambda i, j: shown(result["tau_given_parameters"][i, j]))]
-    parts += ["Regret: accuracy that the row loses, in points, by taking the column's best architecture:"]
-    parts += [_matrix(labels, lambda i, j: shown(result["regret"][i, j]))]
-    return "\n".join(parts)
+        title = "Partial tau of mean accuracies with the number of parameters held fixed:"
+        tables[title] = lambda i, j: shown(result["tau_given_parameters"][i, j])
+    title = "Regret: accuracy that the row loses, in points, by taking the column's best architecture:"
+    tables[title] = lambda i, j: shown(result["regret"][i, j])
+    parts = [f"{title}\n{_matrix(labels, cell)}" for title, cell in tables.items()]
+    return "\n".join([f"{result['architectures']} architectures", *parts])
 
 
 def _matrix(labels, cell):

@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,11 @@ from hypothesis import strategies as st
 
 from common import nats, runtime, spaces, tables
 from common.kendall import kendall_tau
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(tables, "interval", partial(tables.interval, resamples=50))
 
 
 def write(path, rows):
