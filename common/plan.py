@@ -45,50 +45,48 @@ class Plan(dict):
         """Eq. 3 on the source; Eq. 6 on the target (P3)."""
         args, (flags, images) = self.args, self.long_tailed(dataset, ratio)
         flags += given(space=args.space, channels=args.channels, cells=args.cells, loss=loss)
-        command = ["train_supernet.py", *flags, *given(epochs=epochs, warmup=args.warmup, seed=seed)]
+        flags += given(epochs=epochs, warmup=args.warmup, seed=seed)
         name = f"supernet_{short(dataset, ratio)}{f'_{loss}' if loss else ''}_s{seed}"
-        return self.add(name, command, seed, {"super-net step": epochs * images})
-
-    def adapted(self, procedure, source, target, ratio, seed, backbone=None):
-        """Eq. 4 (P1) and Eq. 5 (P2); Table 4: P2 with a backbone that is frozen after `backbone` of 200 epochs."""
-        trained, epochs = self.supernet(source, 1, seed, self.args.source_epochs), self.args.adapt_epochs
-        flags, images = self.long_tailed(target, ratio)
-        full = 0 if procedure == "P1" else math.ceil((backbone or 200) * epochs / 200)  # epochs that train the backbone
-        command = ["adapt.py", "--procedure", procedure, "--supernet", os.path.join(self.args.out, trained, "supernet.pt")]
-        command += [*flags, *given(epochs=epochs, backbone_epochs=full if backbone else None, seed=seed)]
-        name = f"{procedure}{f'_backbone{backbone}' if backbone else ''}_{short(source)}_{short(target, ratio)}_s{seed}"
-        work = {"super-net step": full * images, "P1 step": (epochs - full) * images}
-        return self.add(name, command, seed, work, [trained])
+        return self.add(name, ["train_supernet.py", *flags], seed, {"super-net step": epochs * images})
 
     def trained(self, row, source, target, ratio, seed):
-        """The super-net of a row of Tables 3 to 6 or Figure 2."""
-        if row == "P0":
-            return self.supernet(source, 1, seed, self.args.source_epochs)
+        """The super-net of a row of Tables 3 to 6 or Figure 2. P1 is Eq. 4, P2 Eq. 5, and "P2, 50/200" of Table 4."""
         if row in ("P3", "CE", "CE-DRW"):
             return self.supernet(target, ratio, seed, self.args.target_epochs, "CE" if row == "CE" else None)
-        procedure, _, epochs = row.removesuffix("/200").partition(", ")
-        return self.adapted(procedure, source, target, ratio, seed, int(epochs) if epochs else None)
+        trained, epochs = self.supernet(source, 1, seed, self.args.source_epochs), self.args.adapt_epochs
+        if row == "P0":
+            return trained
+        procedure, _, frozen_after = row.removesuffix("/200").partition(", ")
+        full = 0 if procedure == "P1" else math.ceil(int(frozen_after or 200) * epochs / 200)  # epochs that train the backbone
+        flags, images = self.long_tailed(target, ratio)
+        flags += given(epochs=epochs, backbone_epochs=full if frozen_after else None, seed=seed)
+        command = ["adapt.py", "--procedure", procedure, "--supernet", self.product(trained, "supernet.pt"), *flags]
+        name = f"{procedure}{frozen_after and f'_backbone{frozen_after}'}_{short(source)}_{short(target, ratio)}_s{seed}"
+        return self.add(name, command, seed, {"super-net step": full * images, "P1 step": (epochs - full) * images}, [trained])
 
     def subnet(self, row, source, target, ratio, seed):
         """Searches the row's super-net, P0's on the source, and trains the best architecture on the target."""
-        args, half, supernet = self.args, self.args.population // 2, self.trained(row, source, target, ratio, seed)
+        args, supernet = self.args, self.trained(row, source, target, ratio, seed)
         searched = (source, 1) if row == "P0" else (target, ratio)
-        command = ["search.py", "--supernet", os.path.join(args.out, supernet, "supernet.pt")]
-        command += given(generations=args.generations, population=args.population, crossovers=half, mutations=half)
-        command += given(bn_images=args.bn_images, seed=seed)
         images = args.val_images or sum(class_sizes(searched[0], "val"))
         images += min(args.bn_images, self.long_tailed(*searched)[1])
+        command = ["search.py", "--supernet", self.product(supernet, "supernet.pt")]
+        command += given(generations=args.generations, population=args.population, crossovers=args.population // 2)
+        command += given(mutations=args.population // 2, bn_images=args.bn_images, seed=seed)
         work = {"scoring": args.generations * args.population * images}
         search = self.add(f"search_{supernet}", command, seed, work, [supernet])
-        arch_flags = ["--arch", os.path.join(args.out, search, "result.json"), *given(channels=args.channels, cells=args.cells)]
-        return self.retrain(f"{supernet}_on_{short(target, ratio)}", arch_flags, target, ratio, seed, needs=[search])
+        arch = given(arch=self.product(search, "result.json"), channels=args.channels, cells=args.cells)
+        return self.retrain(f"{supernet}_on_{short(target, ratio)}", arch, target, ratio, seed, needs=[search])
 
-    def retrain(self, name, arch_flags, dataset, ratio, seed, step="sub-net step", needs=()):
+    def retrain(self, name, arch, dataset, ratio, seed, step="sub-net step", needs=()):
         """Trains an architecture from scratch."""
         args, (flags, images) = self.args, self.long_tailed(dataset, ratio)
-        command = ["retrain.py", *arch_flags, *flags, *given(epochs=args.subnet_epochs, lr=args.subnet_lr)]
+        command = ["retrain.py", *arch, *flags, *given(epochs=args.subnet_epochs, lr=args.subnet_lr)]
         command += given(reweight_from=args.reweight_from, warmup=args.warmup, seed=seed)
         return self.add(f"retrain_{name}", command, seed, {step: args.subnet_epochs * images}, needs)
+
+    def product(self, name, file):
+        return os.path.join(self.args.out, name, file)
 
     def cells(self, numbers, columns, stage_of, keys=(("accuracy", "all"),)):
         """Yields the cells of a table. stage_of: (row, column, seed) -> stage; a column is a ratio or a dataset.
@@ -122,10 +120,9 @@ def table_1(plan):
 
     def stage_of(row, ratio, seed):
         dataset = args.source if row in ("A1", "A2") else args.target
-        shape = given(channels=max(1, (args.channels or 36) * paper.CHANNELS[row] // 36), cells=args.cells and 5)
-        arch_flags = ["--arch", paper.ARCHITECTURES[row], *shape]
-        name = f"{row}_on_{short(dataset, ratio)}_s{seed}"
-        return plan.retrain(name, arch_flags, dataset, ratio, seed, "sub-net step of Table 1")
+        channels = max(1, (args.channels or 36) * paper.CHANNELS[row] // 36)
+        arch = given(arch=paper.ARCHITECTURES[row], channels=channels, cells=args.cells and 5)
+        return plan.retrain(f"{row}_on_{short(dataset, ratio)}_s{seed}", arch, dataset, ratio, seed, "sub-net step of Table 1")
 
     return plan.cells(paper.TABLE_1, (1, 100), stage_of)
 
@@ -153,29 +150,28 @@ def the_study(plan):
     """No cells: common/study.py decides the claims from the accuracies that these stages write."""
     args, sizes = plan.args, class_sizes(plan.args.target, "train")
     _, images = plan.long_tailed(args.target, 100)
+    command = ["rank_transfer.py", "--archs", study.ARCHITECTURES]
     for order, (method, (ratio, data_seed, seeds)) in enumerate(study.SETTINGS.items()):
         held_out = min(sizes) - images // len(sizes) if method == "small" else None
         flags, n = plan.long_tailed(args.target, ratio, held_out)
-        steps = given(epochs=round(images / n * args.subnet_epochs), warmup=round(images / n * args.warmup))  # as many in each
-        flags = [*flags[4:], *steps, *given(data_seed=data_seed, channels=args.channels, cells=args.cells, method=method)]
+        flags = ["--datasets", f"{args.target}:{ratio}", *flags[4:]]
+        flags += given(epochs=round(images / n * args.subnet_epochs), warmup=round(images / n * args.warmup))  # equal steps
+        flags += given(data_seed=data_seed, channels=args.channels, cells=args.cells, method=method)
         for seed in seeds:
-            command = ["rank_transfer.py", "--archs", study.ARCHITECTURES, "--datasets", f"{args.target}:{ratio}", *flags]
             work = {"sub-net step": 96 * args.subnet_epochs * images}
-            plan.add(f"alone_{method.replace(' ', '_')}_s{seed}", [*command, "--seeds", seed], order, work)
+            plan.add(f"alone_{method.replace(' ', '_')}_s{seed}", [*command, *flags, "--seeds", seed], order, work)
     for seed, row in product(range(args.seeds), study.PROCEDURES):
         supernet = plan.trained(row, args.source, args.target, 100, seed)
-        command = ["rank_transfer.py", "--archs", study.ARCHITECTURES, *given(bn_images=args.bn_images, method=row)]
-        command += ["--supernet", os.path.join(args.out, supernet, "supernet.pt")]
+        flags = given(bn_images=args.bn_images, method=row, supernet=plan.product(supernet, "supernet.pt"))
         work = {"scoring": 96 * (args.bn_images + sum(class_sizes(args.target, "val")))}
-        plan.add(f"inside_{supernet}", command, seed, work, [supernet])
+        plan.add(f"inside_{supernet}", [*command, *flags], seed, work, [supernet])
     return ()
 
 
 def baselines(plan):
     def stage_of(loss, dataset, seed):
-        arch_flags = ["--arch", "resnet32", "--loss", loss]
         name = f"resnet32_{loss}_on_{short(dataset, 100)}_s{seed}"
-        return plan.retrain(name, arch_flags, dataset, 100, seed, "sub-net step of resnet32")
+        return plan.retrain(name, given(arch="resnet32", loss=loss), dataset, 100, seed, "sub-net step of resnet32")
 
     return plan.cells(paper.BASELINES, (plan.args.source, plan.args.target), stage_of)
 

@@ -11,6 +11,7 @@ import os
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,39 +32,32 @@ def text(command):
 
 
 def identity(command):
-    """The words of a command up to --out, with paths to other stages' outputs cut to stage and file name."""
-    words = shlex.split(command)
-    products = ("supernet.pt", "result.json")
-    return [os.path.join(*Path(w).parts[-2:]) if w.endswith(products) else w for w in words[: words.index("--out")]]
+    """The words of a command up to --out, with paths to other stages' products cut to stage and file name."""
+    words = shlex.split(command.partition(" --out ")[0])
+    return [os.path.join(*Path(w).parts[-2:]) if w.endswith(("supernet.pt", "result.json")) else w for w in words]
 
 
 def record(plan, out, name):
     """{stage, config, result} of a stage that is done, None for any other."""
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):  # not there yet, or not the files of a run
         config, result = (json.loads(Path(out, name, file).read_text()) for file in ("config.json", "result.json"))
         if identity(config["command"]) == identity(text(plan[name].command)):
             return {"stage": name, "config": config, "result": result}
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there yet, or not the files of a run
-    return None
 
 
 def shard(plan, part, parts):
     """Part number `part` of `parts`. Stages that are connected by needs stay together; the largest group is dealt first."""
-    groups, loads, chosen = [], [0] * parts, set()
+    groups, shards = [], [set() for _ in range(parts)]
     for name, stage in plan.items():
         joined = [group for group in groups if not group.isdisjoint(stage.needs)]
         groups = [group for group in groups if group not in joined] + [{name}.union(*joined)]
 
-    def images(group):
-        return sum(n for name in group for n in plan[name].work.values())
+    def images(names):
+        return sum(sum(plan[name].work.values()) for name in names)
 
     for group in sorted(groups, key=images, reverse=True):
-        lightest = loads.index(min(loads))
-        loads[lightest] += images(group)
-        if lightest == part - 1:
-            chosen |= group
-    return {name: stage for name, stage in plan.items() if name in chosen}
+        min(shards, key=images).update(group)
+    return {name: stage for name, stage in plan.items() if name in shards[part - 1]}
 
 
 def run(plan, out, workers):
@@ -82,24 +76,24 @@ def run(plan, out, workers):
                 ready = sorted([*ready, *order.get_ready()], key=lambda name: plan[name].seed)
                 while ready and free:
                     name, worker = ready.pop(0), free.pop()
+                    log = Path(out, f"{name}.log")
                     print(f"[{name}] {text(plan[name].command)}", flush=True)
-                    process = start(plan[name].command, os.path.join(out, f"{name}.log"), worker)
-                    running[pool.submit(process.wait)] = name, process, worker
+                    process = start(plan[name].command, log, worker)
+                    running[pool.submit(process.wait)] = name, worker, log, process
                 if not running:
                     return missing
                 for ended in concurrent.futures.wait(running, return_when="FIRST_COMPLETED").done:
-                    name, _, worker = running.pop(ended)
+                    name, worker, log, _ = running.pop(ended)
                     free.append(worker)
                     if record(plan, out, name):
                         del missing[name]
                         order.done(name)  # without this, what needs it never gets ready
                     else:
-                        log = Path(out, f"{name}.log")
                         last_line = log.read_text(errors="replace").strip().rpartition("\n")[2]
                         missing[name] = f"exit status {ended.result()}: {last_line} (see {log})"
                     print(f"[{name}] {missing.get(name, 'finished')}", flush=True)
         finally:
-            for _, process, _ in running.values():
+            for *_, process in running.values():
                 process.terminate()
 
 
