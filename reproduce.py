@@ -6,7 +6,6 @@
     python reproduce.py run 3a fig2 --gpus 0,1,2,3      # run what is missing, one run per GPU; --jobs 4: four on each
     python reproduce.py run --shard 2/8                 # the second of eight machines
     python reproduce.py report                          # report.md, report.json, runs.jsonl and figures in --out
-    python reproduce.py run 3a 6 --scale small --source data/cifar10 --target data/tinyimagenet100
 
 Without a table: all of the paper's (1, 3a, 3b, 4, 5, 6, fig1, fig2). `baselines` is ResNet-32 with four losses.
 Every stage has a run folder in --out, so the same command again resumes, and what several tables share is run once. A scale
@@ -50,9 +49,6 @@ SCALES = {  # what differs from the paper
     # Two CPU cores, days: the table `study`.
     "study": {"source": "data/tinyimagenet100", "target": "data/cifar10", "image_size": 16, "channels": 8, "cells": 1,
               "source_epochs": 60, "adapt_epochs": 20, "target_epochs": 60, "subnet_epochs": 60, "warmup": 2, "seeds": 5},
-    # Two CPU cores, a few hours: too short and too narrow to say anything about the paper's setting.
-    "small": {"source_epochs": 6, "adapt_epochs": 6, "target_epochs": 18, "subnet_epochs": 8, "warmup": 1,
-              "generations": 4, "population": 12, "bn_images": 1000, "val_images": 2000, "channels": 8, "cells": 1},
     # A toy: one transfer between small made-up images.
     "quick": {"tables": ["6", "fig2"], "ratios": [100], "source": "synthetic100", "target": "synthetic10", "image_size": 16,
               "channels": 8, "cells": 1, "source_epochs": 1, "adapt_epochs": 2, "target_epochs": 5, "subnet_epochs": 13,
@@ -69,18 +65,17 @@ def parse_args(argv=None):
     for name, (default, kind, text) in SETTING.items():
         choices = spaces.SPACES if name == "space" else None
         parser.add_argument("--" + name.replace("_", "-"), default=default, type=kind, choices=choices, help=text)
-    parser.add_argument("--seeds", type=flags.positive_int, default=3, help="number of seeds, from 0")
-    parser.add_argument(
-        "--ratios", type=flags.ratio, nargs="+", help="imbalances of Tables 3 to 6 and Figure 2 (default: its own)"
-    )
-    parser.add_argument("--device", help="device of every run: auto, cpu, cuda, ... (default: cuda with --gpus, else auto)")
-    parser.add_argument("--data-root", help="where CIFAR is kept or downloaded to (default: data)")
-    parser.add_argument("--out", help="folder of all runs (default: runs/SCALE)")
-    parser.add_argument("--gpus", type=gpus, metavar="0,1,...", help="GPUs that runs are handed out to")
-    parser.add_argument("--cuda-graphs", action="store_true", help="sub-nets in CUDA graphs: sooner than cost says")
-    parser.add_argument("--jobs", type=flags.positive_int, default=1, help="runs at a time, on each GPU if given")
+    add = parser.add_argument
+    add("--seeds", type=flags.positive_int, default=3, help="number of seeds, from 0")
+    add("--ratios", type=flags.ratio, nargs="+", help="imbalances of Tables 3 to 6 and Figure 2 (default: the paper's)")
+    add("--device", help="device of every run: auto, cpu, cuda, ... (default: cuda with --gpus, else auto)")
+    add("--data-root", help="where CIFAR is kept or downloaded to (default: data)")
+    add("--out", help="folder of all runs (default: runs/SCALE)")
+    add("--gpus", type=gpus, metavar="0,1,...", help="GPUs that runs are handed out to")
+    add("--cuda-graphs", action="store_true", help="sub-nets in CUDA graphs: sooner than cost says")
+    add("--jobs", type=flags.positive_int, default=1, help="runs at a time, on each GPU if given")
     text = "run the I-th of N independent parts; runs that share a source super-net stay together"
-    parser.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help=text)
+    add("--shard", type=shard, default=(1, 1), metavar="I/N", help=text)
     args = parser.parse_intermixed_args(argv)
     scale = args.scale or ("quick" if args.command == "quick" else "paper")
     parser.set_defaults(scale=scale, out=f"runs/{scale}", **SCALES[scale])
@@ -110,8 +105,9 @@ def cost(plan, args):
     images, total = sum((Counter(stage.work) for stage in plan.values()), Counter()), 0.0
     for step, n in images.items():
         rate = speed(step, args)
-        total += n / rate / 3600
-        print(f"{step:<25} {n / 1e6:>10,.2f} million images at {rate:>9,.0f} images/s: {n / rate / 3600:>9,.2f} h", flush=True)
+        hours = n / rate / 3600
+        total += hours
+        print(f"{step:<25} {n / 1e6:>10,.2f} million images at {rate:>9,.0f} images/s: {hours:>9,.2f} h", flush=True)
     print(f"{len(plan)} runs, one at a time: {total:,.2f} h")
 
 
@@ -146,16 +142,13 @@ def main(args):
         print(f"{len(part)} runs")
     if args.command == "cost":
         cost(part, args)
-    if args.command in ("quick", "run"):
-        missing = runner.run(part, args.out, workers(args))
-        if missing:
-            reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
-            raise SystemExit(f"error: {len(missing)} of {len(part)} runs are missing: {reasons}")
+    if args.command in ("quick", "run") and (missing := runner.run(part, args.out, workers(args))):
+        reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
+        raise SystemExit(f"error: {len(missing)} of {len(part)} runs are missing: {reasons}")
     if args.command in ("quick", "report"):
         changed = {name: value for name, (default, *_) in SETTING.items() if (value := getattr(args, name)) != default}
         with runtime.reading(args.out, "a folder of finished runs"):
-            text = report.write(plan, tables, args.out, args.scale, changed)
-        print(text)
+            print(report.write(plan, tables, args.out, args.scale, changed))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """report.md, report.json, runs.jsonl and pictures: the finished stages of a plan beside the paper's numbers."""
 
+import importlib.util
+import itertools
 import json
 import os
 import statistics
@@ -11,11 +13,7 @@ from typing import NamedTuple
 from . import runtime, study, tables
 from .runner import record
 
-try:
-    from matplotlib.figure import Figure
-except ImportError:
-    Figure = None
-
+PICTURES = importlib.util.find_spec("matplotlib") is not None
 TITLES = {
     "1": "Table 1: sub-nets on balanced and long-tailed data",
     "3a": "Table 3a: from the source to the target",
@@ -43,20 +41,14 @@ def write(plan, cells, out, scale, changed):
     records = {name: found for name in plan if (found := record(plan, out, name))}
     parts, numbers = [heading(plan, records, scale, changed)], {}
     for table, entries in cells.items():
-        parts.append(f"## {TITLES[table]}\n")
-        if table in ("fig1", "study"):
-            text, numbers[table] = (correlations if table == "fig1" else decisions)(records, out)
-            parts.append(text)
-            continue
-        numbers[table] = [{"row": c.row, "column": c.column, "paper": c.printed, "ours": ours(c, records)} for c in entries]
-        rows = {}
-        for number in numbers[table]:
-            rows.setdefault(number["row"], [number["row"]]).append(summary(number["ours"], number["paper"]))
-        parts += [markdown(["", *dict.fromkeys(cell.column for cell in entries)], rows.values()), *ties(plan, entries, records)]
-    panels = {t: found for t in ("6", "fig2") if (found := [number for number in numbers.get(t, ()) if number["ours"]])}
-    if Figure and panels:
-        picture(panels, os.path.join(out, "procedures.png"))
-        parts.append("![Table 6 and Figure 2](procedures.png)\n")
+        if table in COMPUTED:
+            text, numbers[table] = COMPUTED[table](records, out)
+        else:
+            text, numbers[table] = comparison(plan, entries, records)
+            if PICTURES and any(number["ours"] for number in numbers[table]):
+                picture(TITLES[table], numbers[table], os.path.join(out, f"{table}.png"))
+                text += f"\n![ours]({table}.png)\n"
+        parts += [f"## {TITLES[table]}\n", text]
     runs, text = "".join(json.dumps(found) + "\n" for found in records.values()), "\n".join(parts)
     facts = json.dumps({"scale": scale, "changed": changed, "tables": numbers}, indent=1)
     for name, contents in (("report.md", text), ("report.json", facts), ("runs.jsonl", runs)):
@@ -69,9 +61,7 @@ def heading(plan, records, scale, changed):
     if changed:
         values = ", ".join(f"{name} {value}" for name, value in changed.items())
         lines.append(f"**Not the paper's setting**: {values}. The rest is the paper's.\n")
-    lines.append(
-        "A cell is the mean over seeds ± standard deviation (number of seeds) and [the paper's number]; accuracies in %.\n"
-    )
+    lines.append("A cell: mean over seeds ± standard deviation (number of seeds) and [the paper's number]; accuracies in %.\n")
     for name in ("commit", "torch", "device", "threads"):
         lines.append(f"- {name}: {', '.join(sorted({str(found['config'].get(name)) for found in records.values()}))}")
     return "\n".join(lines) + "\n"
@@ -81,29 +71,28 @@ def markdown(heads, rows):
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)) + "\n"
 
 
-def ours(cell, records):
-    """Our number of each finished seed. A group without classes has none."""
-    values = [reduce(getitem, cell.keys, records[name]["result"]) for name in cell.stages if name in records]
-    return [value for value in values if value is not None]
+def comparison(plan, entries, records):
+    """(Markdown, JSON) of a table's cells, and a line that says which rows are not independent."""
+    numbers, rows, chosen = [], {}, {}
+    for cell in entries:
+        finished = {seed: records[name]["result"] for seed, name in enumerate(cell.stages) if name in records}
+        ours = [reduce(getitem, cell.keys, result) for result in finished.values()]
+        ours = [value for value in ours if value is not None]  # a group without classes has none
+        numbers.append({"row": cell.row, "column": cell.column, "paper": cell.printed, "ours": ours})
+        rows.setdefault(cell.row, [cell.row]).append(summary(ours, cell.printed))
+        if cell.keys == ("accuracy", "all") and plan[cell.stages[0]].needs:  # the need is a search
+            for seed, result in finished.items():
+                chosen.setdefault((cell.column, seed, result["arch"]), []).append(cell.row)
+    text = markdown(["", *dict.fromkeys(cell.column for cell in entries)], rows.values())
+    same = [f"{column}, seed {seed}: {' = '.join(equal)}" for (column, seed, _), equal in chosen.items() if len(equal) > 1]
+    return text + (f"\nThese searches chose the same architecture: {'; '.join(same)}.\n" if same else ""), numbers
 
 
 def summary(values, printed):
     """41.50 ± 2.12 (2) [41.93]"""
     words = [f"{statistics.mean(values):.2f}"] if values else []
-    if len(values) > 1:
-        words.append(f"± {statistics.stdev(values):.2f} ({len(values)})")
+    words += [f"± {statistics.stdev(values):.2f} ({len(values)})"] if len(values) > 1 else []
     return " ".join([*words, *([f"[{printed}]"] if printed else [])])
-
-
-def ties(plan, entries, records):
-    """A line that says which rows are not independent, because their searches chose the same architecture."""
-    rows = {}
-    for cell in entries:
-        for seed, name in enumerate(cell.stages):
-            if name in records and cell.keys == ("accuracy", "all") and plan[name].needs:  # the need is a search
-                rows.setdefault((cell.column, seed, records[name]["result"]["arch"]), []).append(cell.row)
-    same = [f"{column}, seed {seed}: {' = '.join(equal)}" for (column, seed, _), equal in rows.items() if len(equal) > 1]
-    return [f"These searches chose the same architecture: {'; '.join(same)}.\n"] if same else []
 
 
 def correlations(records, out):
@@ -113,9 +102,9 @@ def correlations(records, out):
         return "", None
     result = tables.compare(tables.read(files))
     text = f"```\n{tables.text(result).strip()}\n```\n"
-    if Figure:
-        tables.heat_map(result, os.path.join(out, "figure1.png"))
-        text += "\n![Figure 1](figure1.png)\n"
+    if PICTURES:
+        tables.heat_map(result, os.path.join(out, "fig1.png"))
+        text += "\n![Figure 1](fig1.png)\n"
     return text, tables.plain(result)
 
 
@@ -127,24 +116,27 @@ def decisions(records, out):
     lines = [json.loads(line) for line in text.splitlines()]
     with runtime.reading(study.ARCHITECTURES, "a file with one architecture a line"):
         archs = Path(study.ARCHITECTURES).read_text().split()
-    rows, found = {}, {name: study.decide(lines, archs[lines_of]) for name, lines_of in study.SETS.items()}
-    for numbers in found.values():
-        for quantity, *values in numbers:
-            rows.setdefault(quantity, [quantity]).append(tables.shown(*values))
+    found = {name: study.decide(lines, archs[of_set]) for name, of_set in study.SETS.items()}
+    rows = {}
+    for quantity, *values in itertools.chain(*found.values()):
+        rows.setdefault(quantity, [quantity]).append(tables.shown(*values))
     return markdown(["", *found], rows.values()), tables.plain(found)
 
 
-def picture(panels, path):
-    """Bars of our means: a group for each procedure, and in it a bar for each column."""
-    figure = Figure(figsize=(4.5 * len(panels), 3.2), layout="constrained")
-    for axes, (table, numbers) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        names, columns = (list(dict.fromkeys(number[key] for number in numbers)) for key in ("row", "column"))
-        width = 1 / (len(columns) + 1)
-        for i, column in enumerate(columns):
-            bars = {n["row"]: statistics.mean(n["ours"]) for n in numbers if n["column"] == column}
-            places = [names.index(row) + (i - (len(columns) - 1) / 2) * width for row in bars]
-            axes.bar(places, bars.values(), width, label=column)
-        axes.set_xticks(range(len(names)), names)
-        axes.set_title("accuracy of the sub-net, %" if table == "6" else "seconds to adapt the super-net")
-        axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(columns))
+COMPUTED = {"fig1": correlations, "study": decisions}  # tables that are no comparison of cells
+
+
+def picture(title, numbers, path):
+    """Our means and standard deviations over seeds: a colour for each column of a table."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    axes = figure.subplots()
+    for column in dict.fromkeys(number["column"] for number in numbers):
+        ours = {number["row"]: number["ours"] for number in numbers if number["column"] == column and number["ours"]}
+        means, deviations = map(statistics.mean, ours.values()), [len(v) > 1 and statistics.stdev(v) for v in ours.values()]
+        axes.errorbar(list(ours), list(means), deviations, fmt="o", capsize=3, label=column)
+    axes.set_ylim(bottom=0)
+    axes.set_title(title, fontsize="small")
+    axes.legend()
     figure.savefig(path, dpi=150)
