@@ -18,7 +18,7 @@ import os
 import time
 from contextlib import suppress
 from functools import cache, partial
-from glob import glob
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,8 +36,7 @@ def parse_args(argv=None):
     group.add_argument("--archs", default="mmacs:149", help=text)
     group.add_argument("--space", choices=spaces.SPACES, default="nats", help="search space of the architectures")
     group.add_argument("--distinct", action="store_true", help="nats: one architecture of each set that computes the same")
-    text = "nats: only architectures with a path from input to output, also with --tabulate"
-    group.add_argument("--connected", action="store_true", help=text)
+    group.add_argument("--connected", action="store_true", help="nats: with a path from input to output; for --tabulate, too")
     flags.add_shape(group)
     group = parser.add_argument_group("data")
     text = "datasets or folders, each with its imbalance (default: cifar10 and cifar100, each with 1, 50 and 100)"
@@ -50,8 +49,7 @@ def parse_args(argv=None):
     group.add_argument("--supernet", help="supernet.pt to score the architectures in, on the images that search.py would use")
     flags.add_bn_images(group)
     group = parser.add_argument_group("tables")
-    text = "name of these accuracies in tables (default: stand-alone, or the super-net's procedure)"
-    group.add_argument("--method", help=text)
+    group.add_argument("--method", help="name in tables (default: stand-alone, or the super-net's procedure)")
     group.add_argument("--tabulate", nargs="+", metavar="FILE", help="accuracies.jsonl or CSV files to correlate")
     group.add_argument("--plot", metavar="PNG", help="with --tabulate: heat map of the matrix (needs matplotlib)")
     flags.add_run(parser, out="runs/rank_transfer", seeds=True)
@@ -178,12 +176,11 @@ def score_inside(args, device):
 def finished_units(run):
     """{unit: its line} from the files of all ranks."""
     finished = {}
-    for name in glob("units_*.jsonl", root_dir=run.folder):
-        with open(run.path(name), errors="replace") as file:
-            for text in file:
-                with suppress(ValueError, KeyError, TypeError):  # a killed process left half a line: its unit is trained again
-                    line = json.loads(text)
-                    finished[tuple(line[key] for key in UNIT)] = line
+    for path in Path(run.folder).glob("units_*.jsonl"):
+        for text in path.read_text(errors="replace").splitlines():
+            with suppress(ValueError, KeyError, TypeError):  # a killed process left half a line: its unit is trained again
+                line = json.loads(text)
+                finished[tuple(line[key] for key in UNIT)] = line
     return finished
 
 

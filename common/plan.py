@@ -59,8 +59,12 @@ class Plan(dict):
         procedure, _, frozen_after = row.removesuffix("/200").partition(", ")
         full = 0 if procedure == "P1" else math.ceil(int(frozen_after or 200) * epochs / 200)  # epochs that train the backbone
         flags, images = self.long_tailed(target, ratio)
-        flags += given(epochs=epochs, backbone_epochs=full if frozen_after else None, seed=seed)
-        command = ["adapt.py", "--procedure", procedure, "--supernet", self.product(trained, "supernet.pt"), *flags]
+        command = [
+            "adapt.py",
+            *given(procedure=procedure, supernet=os.path.join(self.args.out, trained, "supernet.pt")),
+            *flags,
+        ]
+        command += given(epochs=epochs, backbone_epochs=full if frozen_after else None, seed=seed)
         name = f"{procedure}{frozen_after and f'_backbone{frozen_after}'}_{short(source)}_{short(target, ratio)}_s{seed}"
         return self.add(name, command, seed, {"super-net step": full * images, "P1 step": (epochs - full) * images}, [trained])
 
@@ -70,12 +74,12 @@ class Plan(dict):
         searched = (source, 1) if row == "P0" else (target, ratio)
         images = args.val_images or sum(class_sizes(searched[0], "val"))
         images += min(args.bn_images, self.long_tailed(*searched)[1])
-        command = ["search.py", "--supernet", self.product(supernet, "supernet.pt")]
+        command = ["search.py", "--supernet", os.path.join(args.out, supernet, "supernet.pt")]
         command += given(generations=args.generations, population=args.population, crossovers=args.population // 2)
         command += given(mutations=args.population // 2, bn_images=args.bn_images, seed=seed)
         work = {"scoring": args.generations * args.population * images}
         search = self.add(f"search_{supernet}", command, seed, work, [supernet])
-        arch = given(arch=self.product(search, "result.json"), channels=args.channels, cells=args.cells)
+        arch = given(arch=os.path.join(args.out, search, "result.json"), channels=args.channels, cells=args.cells)
         return self.retrain(f"{supernet}_on_{short(target, ratio)}", arch, target, ratio, seed, needs=[search])
 
     def retrain(self, name, arch, dataset, ratio, seed, step="sub-net step", needs=()):
@@ -84,9 +88,6 @@ class Plan(dict):
         command = ["retrain.py", *arch, *flags, *given(epochs=args.subnet_epochs, lr=args.subnet_lr)]
         command += given(reweight_from=args.reweight_from, warmup=args.warmup, seed=seed)
         return self.add(f"retrain_{name}", command, seed, {step: args.subnet_epochs * images}, needs)
-
-    def product(self, name, file):
-        return os.path.join(self.args.out, name, file)
 
     def cells(self, numbers, columns, stage_of, keys=(("accuracy", "all"),)):
         """Yields the cells of a table. stage_of: (row, column, seed) -> stage; a column is a ratio or a dataset.
@@ -162,7 +163,7 @@ def the_study(plan):
             plan.add(f"alone_{method.replace(' ', '_')}_s{seed}", [*command, *flags, "--seeds", seed], order, work)
     for seed, row in product(range(args.seeds), study.PROCEDURES):
         supernet = plan.trained(row, args.source, args.target, 100, seed)
-        flags = given(bn_images=args.bn_images, method=row, supernet=plan.product(supernet, "supernet.pt"))
+        flags = given(bn_images=args.bn_images, method=row, supernet=os.path.join(args.out, supernet, "supernet.pt"))
         work = {"scoring": 96 * (args.bn_images + sum(class_sizes(args.target, "val")))}
         plan.add(f"inside_{supernet}", [*command, *flags], seed, work, [supernet])
     return ()

@@ -114,8 +114,7 @@ def decisions(records, out):
     text = "".join(Path(out, name, "accuracies.jsonl").read_text() for name in names)
     runtime.write(os.path.join(out, "accuracies.jsonl"), text)
     lines = [json.loads(line) for line in text.splitlines()]
-    with runtime.reading(study.ARCHITECTURES, "a file with one architecture a line"):
-        archs = Path(study.ARCHITECTURES).read_text().split()
+    archs = list(dict.fromkeys(line["arch"] for line in lines))  # in the order of the file, study.ARCHITECTURES
     found = {name: study.decide(lines, archs[of_set]) for name, of_set in study.SETS.items()}
     rows = {}
     for quantity, *values in itertools.chain(*found.values()):

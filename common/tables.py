@@ -13,7 +13,6 @@ number of parameters held fixed.
 """
 
 import csv
-import functools
 import itertools
 import json
 import math
@@ -121,27 +120,27 @@ def compare(units):
         if one == other and len(seeds) > 1:
             ceilings[one] = dict(zip(("tau", "low", "high"), interval(single, n), strict=True))
     matrices = {name: np.array([[cells[i, j][name] for j in labels] for i in labels]) for name in cells[one, other]}
-    count = len(set().union(*units.values()))
-    return {"labels": labels, "architectures": count, **matrices, "noise_ceiling": ceilings}
-
-
-@functools.cache
-def _scores(text):
-    """{name: number} to rank architecture strings by without training, {} for a string that no search space reads."""
-    try:
-        name, arch = spaces.parse(text)
-    except ValueError:
-        return {}
-    with torch.device("meta"):
-        net = spaces.space(name).Network(10, arch=arch)
-    more = getattr(spaces.space(name), "trivial_scores", lambda arch: {})(arch)
-    return {"parameters": spaces.parameters(net), "multiply-accumulates": spaces.macs_counter(net)(), **more}
+    archs = set().union(*units.values())
+    return {"labels": labels, "architectures": len(archs), **matrices, "noise_ceiling": ceilings}
 
 
 def computed_settings(units):
-    """Settings as `read` returns them, of numbers that are worked out from the architecture strings; {} for unknown ones."""
-    scores = {arch: _scores(arch) for archs in units.values() for arch in archs}
-    names = [name for name in next(iter(scores.values())) if all(name in found for found in scores.values())]
+    """Settings as `read` returns them, of numbers to rank architecture strings by without training.
+
+    {} if no search space reads one of the strings.
+    """
+    scores = {}
+    for text in sorted(set().union(*units.values())):
+        try:
+            name, arch = spaces.parse(text)
+        except ValueError:
+            return {}
+        space = spaces.space(name)
+        with torch.device("meta"):
+            net = space.Network(10, arch=arch)
+        scores[text] = {"parameters": spaces.parameters(net), "multiply-accumulates": spaces.macs_counter(net)()}
+        scores[text] |= space.trivial_scores(arch) if hasattr(space, "trivial_scores") else {}
+    names = [name for name in scores[text] if all(name in found for found in scores.values())]
     return {f"{name} (computed)": {arch: {None: found[name]} for arch, found in scores.items()} for name in names}
 
 
