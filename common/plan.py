@@ -59,12 +59,8 @@ class Plan(dict):
         procedure, _, frozen_after = row.removesuffix("/200").partition(", ")
         full = 0 if procedure == "P1" else math.ceil(int(frozen_after or 200) * epochs / 200)  # epochs that train the backbone
         flags, images = self.long_tailed(target, ratio)
-        command = [
-            "adapt.py",
-            *given(procedure=procedure, supernet=os.path.join(self.args.out, trained, "supernet.pt")),
-            *flags,
-        ]
-        command += given(epochs=epochs, backbone_epochs=full if frozen_after else None, seed=seed)
+        command = ["adapt.py", "--procedure", procedure, "--supernet", os.path.join(self.args.out, trained, "supernet.pt")]
+        command += [*flags, *given(epochs=epochs, backbone_epochs=full if frozen_after else None, seed=seed)]
         name = f"{procedure}{frozen_after and f'_backbone{frozen_after}'}_{short(source)}_{short(target, ratio)}_s{seed}"
         return self.add(name, command, seed, {"super-net step": full * images, "P1 step": (epochs - full) * images}, [trained])
 
