@@ -32,9 +32,9 @@ def parse_args(argv=None):
     flags.add_bn_images(group)
     flags.add_run(parser, out="runs/search")
     args = parser.parse_args(argv)
-    if args.crossovers + args.mutations > args.population:
-        children = f"{args.crossovers} crossovers and {args.mutations} mutations"
-        raise runtime.UserError(f"{children} exceed the population of {args.population}")
+    children = args.crossovers + args.mutations
+    if children > args.population:
+        raise runtime.UserError(f"{children} --crossovers and --mutations exceed the --population of {args.population}")
     return args
 
 
@@ -47,12 +47,11 @@ def propose(space, scores, fits, rng, population, crossovers, mutations, mutate_
         return best[rng.integers(len(best))]
 
     def add(count, draw):
-        enough = len(proposed) + count
-        for _ in range(20 * count):
-            if len(proposed) < enough:
-                arch = draw()
-                if arch not in scores and arch not in proposed and fits(arch):
-                    proposed.append(arch)
+        enough, tries = len(proposed) + count, 20 * count
+        while len(proposed) < enough and tries:
+            arch, tries = draw(), tries - 1
+            if arch not in scores and arch not in proposed and fits(arch):
+                proposed.append(arch)
 
     if best:
         add(mutations, lambda: spaces.mutate(parent(), space.CHOICES, mutate_probability, rng))
@@ -77,12 +76,12 @@ def evolve(space, score, fits, seed, generations, **settings):
 
 
 def read_scores(path, space):
-    """{architecture: line} of the scores.jsonl of an interrupted search, {} if there is none."""
+    """{architecture: {"arch", "accuracy", "seconds"}} from the scores.jsonl of an interrupted search, {} if there is none."""
     if not os.path.exists(path):
         return {}
     with runtime.reading(path, "the scores of this search (remove it to start anew)"), open(path) as file:
-        lines, numbers = [json.loads(line) for line in file], ("accuracy", "seconds")
-        return {space.from_string(line["arch"]): {**line, **{k: float(line[k]) for k in numbers}} for line in lines}
+        lines = [json.loads(line) for line in file]
+        return {space.from_string(line["arch"]): {k: line[k] for k in ("arch", "accuracy", "seconds")} for line in lines}
 
 
 def main(args):
@@ -104,25 +103,21 @@ def main(args):
     # data
     with runtime.user_errors():
         train, val = data.load(("train", "val"), **checkpoint["data"], root=args.data_root, device=device)
-    with runtime.user_errors(args.supernet):
         score_path = engine.scorer(net, train, val, args.bn_images, args.seed)
 
-    # optimiser: evolution; the scores of an interrupted run are reused
+    # optimiser: evolution; the generations of an interrupted search are repeated with the scores that it saved
     known = read_scores(run.path("scores.jsonl"), space)
     run.begin()
-    if runtime.world() > 1:
-        torch.distributed.barrier()  # rank 0 writes scores only after all ranks have read them
 
     def score(archs):
-        unknown = [arch for arch in archs if arch not in known]
-        for i in range(0, len(unknown), runtime.world()):
-            start, chunk, own = time.perf_counter(), unknown[i : i + runtime.world()], runtime.rank()
-            accuracies = torch.zeros(len(chunk), dtype=torch.float64, device=device)
-            if own < len(chunk):
-                accuracies[own] = score_path(chunk[own])
+        if new := [arch for arch in archs if arch not in known]:
+            start = time.perf_counter()
+            accuracies = torch.zeros(len(new), dtype=torch.float64, device=device)
+            for i in range(runtime.rank(), len(new), runtime.world()):  # the others' stay 0
+                accuracies[i] = score_path(new[i])
             runtime.sum_over_ranks(accuracies)
-            seconds = (time.perf_counter() - start) / len(chunk)
-            for arch, accuracy in zip(chunk, accuracies.tolist(), strict=True):
+            seconds = (time.perf_counter() - start) / len(new)
+            for arch, accuracy in zip(new, accuracies.tolist(), strict=True):
                 known[arch] = {"arch": space.to_string(arch), "accuracy": accuracy, "seconds": seconds}
             run.write_lines("scores.jsonl", known.values())
         return [known[arch]["accuracy"] for arch in archs]
@@ -134,14 +129,11 @@ def main(args):
     names = ("generations", "population", "crossovers", "mutations", "mutate_probability", "topk")
     settings = {name: getattr(args, name) for name in names}
     for generation, scores in enumerate(evolve(space, score, fits, args.seed, **settings), start=1):
-        seconds = sum(line["seconds"] for line in known.values())
-        best = max(scores, key=scores.get)
-        runtime.print0(
-            f"generation {generation}/{args.generations}  best {scores[best]:.2f} %  {len(scores)} scored  "
-            f"{len(scores) / seconds:.2f} a second  {seconds / generation * (args.generations - generation):.0f} s left"
-        )
+        best = max(scores.values())
+        runtime.print0(f"generation {generation}/{args.generations}  best {best:.2f} %  {len(scores)} scored")
 
     # save
+    seconds = sum(line["seconds"] for line in known.values())
     ranked = sorted(scores, key=scores.get, reverse=True)[: args.topk]
     top = [{"arch": space.to_string(a), "accuracy": scores[a], "mmacs": macs(a) / 1e6} for a in ranked]
     run.finish({"best": top[0], "topk": top, "evaluated": len(scores), "seconds": seconds, "data": checkpoint["data"]})
