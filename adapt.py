@@ -36,10 +36,6 @@ def parse_args(argv=None):
         args.backbone_epochs = args.epochs if args.procedure == "P2" else 0
     elif args.procedure != "P2":
         raise runtime.UserError(f"--backbone-epochs belongs to P2, not to {args.procedure}")
-    if args.backbone_epochs > args.epochs:
-        raise runtime.UserError(f"--backbone-epochs {args.backbone_epochs} is beyond the last of the {args.epochs} epochs")
-    if args.features_every > 1 and (args.procedure == "P0" or args.backbone_epochs == args.epochs):
-        raise runtime.UserError("--features-every needs epochs with a frozen backbone, and there are none")
     return args
 
 
@@ -87,9 +83,8 @@ def main(args):
             latest = epoch - (frozen_epochs - 1) % args.features_every
             inputs, kwargs = features_of(latest), {"backbone": nn.Identity()}
         metrics = engine.train_epoch(
-            net, inputs, epoch, optimizer, class_weights,
-            loss=loss, freeze_backbone=frozen_epochs > 0, clip=args.clip, **kwargs,
-        )  # fmt: skip
+            net, inputs, epoch, optimizer, class_weights, loss=loss, freeze_backbone=frozen_epochs > 0, clip=args.clip, **kwargs
+        )
         run.epoch_done(args.epochs, metrics)
 
     # save

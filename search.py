@@ -38,9 +38,13 @@ def parse_args(argv=None):
     return args
 
 
-def propose(space, scores, fits, rng, population, crossovers, mutations, mutate_probability, topk):
-    """The next generation, without the architectures that have scores. Fewer, if 20 draws for each find too few new ones."""
-    best = sorted(scores, key=scores.get, reverse=True)[:topk]  # stable: of equals, the one found first
+def propose(space, scores, fits, rng, args):
+    """The next generation, without the architectures that have scores. Fewer, if 20 draws for each find too few new ones.
+
+    space: the module of a search space, or anything with its CHOICES and LIGHTEST. scores: {architecture: score} so far, in the
+    order of evaluation. fits: whether an architecture may be proposed; LIGHTEST must fit.
+    """
+    best = sorted(scores, key=scores.get, reverse=True)[: args.topk]  # stable: of equals, the one found first
     proposed = []
 
     def parent():
@@ -54,34 +58,21 @@ def propose(space, scores, fits, rng, population, crossovers, mutations, mutate_
                 proposed.append(arch)
 
     if best:
-        add(mutations, lambda: spaces.mutate(parent(), space.CHOICES, mutate_probability, rng))
-        add(crossovers, lambda: spaces.crossover(parent(), parent(), rng))
-    add(population - len(proposed), lambda: spaces.sample(space.CHOICES, rng))
+        add(args.mutations, lambda: spaces.mutate(parent(), space.CHOICES, args.mutate_probability, rng))
+        add(args.crossovers, lambda: spaces.crossover(parent(), parent(), rng))
+    add(args.population - len(proposed), lambda: spaces.sample(space.CHOICES, rng))
     if not best and not proposed:  # random draws missed a tight limit, so mutation starts from the lightest
         return [space.LIGHTEST]
     return proposed
 
 
-def evolve(space, score, fits, seed, generations, **settings):
-    """Yields all scores so far, {architecture: score}, after each generation, in the order of evaluation.
-
-    space: the module of a search space, or anything with its CHOICES and LIGHTEST. score: list of architectures -> their
-    scores. fits: whether an architecture may be proposed; LIGHTEST must fit. settings: those of `propose`.
-    """
-    scores = {}
-    for generation in range(generations):
-        candidates = propose(space, scores, fits, np.random.default_rng([seed, generation]), **settings)
-        scores.update(zip(candidates, score(candidates), strict=True))
-        yield scores
-
-
 def read_scores(path, space):
-    """{architecture: {"arch", "accuracy", "seconds"}} from the scores.jsonl of an interrupted search, {} if there is none."""
+    """The lines of the scores.jsonl of an interrupted search, and {architecture: accuracy} in their order."""
     if not os.path.exists(path):
-        return {}
+        return [], {}
     with runtime.reading(path, "the scores of this search (remove it to start anew)"), open(path) as file:
-        lines = [json.loads(line) for line in file]
-        return {space.from_string(line["arch"]): {k: line[k] for k in ("arch", "accuracy", "seconds")} for line in lines}
+        lines = [{key: json.loads(line)[key] for key in ("generation", "arch", "accuracy", "seconds")} for line in file]
+        return lines, {space.from_string(line["arch"]): line["accuracy"] for line in lines}
 
 
 def main(args):
@@ -103,37 +94,31 @@ def main(args):
     # data
     with runtime.user_errors():
         train, val = data.load(("train", "val"), **checkpoint["data"], root=args.data_root, device=device)
-        score_path = engine.scorer(net, train, val, args.bn_images, args.seed)
+        score = engine.scorer(net, train, val, args.bn_images, args.seed)
 
-    # optimiser: evolution; the generations of an interrupted search are repeated with the scores that it saved
-    known = read_scores(run.path("scores.jsonl"), space)
+    # optimiser: evolution, from the last generation on that an interrupted search has scored
+    lines, scores = read_scores(run.path("scores.jsonl"), space)
     run.begin()
-
-    def score(archs):
-        if new := [arch for arch in archs if arch not in known]:
-            start = time.perf_counter()
-            accuracies = torch.zeros(len(new), dtype=torch.float64, device=device)
-            for i in range(runtime.rank(), len(new), runtime.world()):  # the others' stay 0
-                accuracies[i] = score_path(new[i])
-            runtime.sum_over_ranks(accuracies)
-            seconds = (time.perf_counter() - start) / len(new)
-            for arch, accuracy in zip(new, accuracies.tolist(), strict=True):
-                known[arch] = {"arch": space.to_string(arch), "accuracy": accuracy, "seconds": seconds}
-            run.write_lines("scores.jsonl", known.values())
-        return [known[arch]["accuracy"] for arch in archs]
 
     def fits(arch):
         return args.max_mmacs is None or macs(arch) <= args.max_mmacs * 1e6
 
     # loop
-    names = ("generations", "population", "crossovers", "mutations", "mutate_probability", "topk")
-    settings = {name: getattr(args, name) for name in names}
-    for generation, scores in enumerate(evolve(space, score, fits, args.seed, **settings), start=1):
+    for generation in range(lines[-1]["generation"] + 1 if lines else 1, args.generations + 1):
+        start = time.perf_counter()
+        archs = propose(space, scores, fits, np.random.default_rng([args.seed, generation - 1]), args)
+        accuracies = torch.zeros(len(archs), dtype=torch.float64, device=device)
+        for i in range(runtime.rank(), len(archs), runtime.world()):  # the other ranks' stay 0
+            accuracies[i] = score(archs[i])
+        scores.update(zip(archs, runtime.sum_over_ranks(accuracies).tolist(), strict=True))
+        shared = {"generation": generation, "seconds": (time.perf_counter() - start) / max(len(archs), 1)}
+        lines += [{**shared, "arch": space.to_string(arch), "accuracy": scores[arch]} for arch in archs]
+        run.write_lines("scores.jsonl", lines)
         best = max(scores.values())
         runtime.print0(f"generation {generation}/{args.generations}  best {best:.2f} %  {len(scores)} scored")
 
     # save
-    seconds = sum(line["seconds"] for line in known.values())
+    seconds = sum(line["seconds"] for line in lines)
     ranked = sorted(scores, key=scores.get, reverse=True)[: args.topk]
     top = [{"arch": space.to_string(a), "accuracy": scores[a], "mmacs": macs(a) / 1e6} for a in ranked]
     run.finish({"best": top[0], "topk": top, "evaluated": len(scores), "seconds": seconds, "data": checkpoint["data"]})

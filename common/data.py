@@ -8,6 +8,7 @@ Needs nothing else of this repo; copy the file to use it. The long-tail draw alo
 A split is a pair (images, labels): uint8 (n, H, W, 3) and int64 (n,). Wrong arguments raise ValueError.
 """
 
+import importlib
 import os
 from contextlib import nullcontext, suppress
 from functools import cache
@@ -100,9 +101,8 @@ def _open(name, split, root, size):
 
         return np.asarray(source.targets), fetch
     if name in CLASSES:
-        from .synthetic import paint  # here, not above: this file can be copied without synthetic.py
-
-        images, labels = paint(CLASSES[name], split, size)
+        # Imported by name and only here, so that this file can be copied without synthetic.py.
+        images, labels = importlib.import_module("common.synthetic").paint(CLASSES[name], split, size)
         return labels, lambda indices: images[indices]
     files, labels = _list_folder(name, split)
     return labels, lambda indices: torch.stack([_decode(files[i], size) for i in indices])

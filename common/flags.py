@@ -13,8 +13,8 @@ def number(kind, least, most=math.inf, above=False):
     def parse(text):
         value = kind(text)
         if not least <= value < most or (above and value == least):
-            bound = "greater than" if above else "at least"
-            raise argparse.ArgumentTypeError(f"must be {bound} {least} and below {most:g}, not {text}")
+            bounds = f"{'greater than' if above else 'at least'} {least}{'' if most == math.inf else f' and below {most:g}'}"
+            raise argparse.ArgumentTypeError(f"must be {bounds}, not {text}")
         return value
 
     parse.__name__ = kind.__name__  # argparse names it when the text is no number
@@ -102,10 +102,10 @@ def fill_shape(args, space):
 
 
 def add_training(parser, lr, warmup, epochs, milestones, reweight_from):
-    """epochs, milestones, reweight_from: help texts for the defaults that `fill_schedule` computes."""
+    """milestones, reweight_from: help texts for the defaults that `fill_schedule` computes."""
     add = parser.add_argument_group("training").add_argument
     add("--loss", choices=losses.LOSSES, default="CE-DRW", help="BS is balanced softmax; a -DRW loss is re-weighted late")
-    add("--epochs", type=positive_int, help=f"passes over the training images (default: {epochs})")
+    add("--epochs", type=positive_int, default=epochs, help="passes over the training images")
     add("--lr", type=positive, default=lr, help="initial learning rate")
     text = f"epochs, counted from 1, at which the learning rate is multiplied by 0.01 (default: {milestones})"
     add("--milestones", type=positive_int, nargs="*", metavar="E", help=text)
@@ -125,7 +125,6 @@ def fill_schedule(args, epochs, milestones, reweight_from):
 
     UserError for an epoch beyond the last.
     """
-    args.epochs = epochs if args.epochs is None else args.epochs
 
     def scaled(epoch):
         return 1 if epoch == 1 else math.ceil(epoch * args.epochs / epochs)

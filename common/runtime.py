@@ -118,11 +118,11 @@ def setup(device, seed, group=True):
     """
     own_gpu = False
     try:
-        gpus = torch.cuda.device_count()
-        device = torch.device(("cuda" if gpus else "cpu") if device == "auto" else device)
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(auto if device == "auto" else device)
         if device.type == "cuda" and device.index is None:  # decided before anything is put on the first GPU
-            own_gpu = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= gpus
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % max(gpus, 1))
+            own_gpu = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count()
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % max(torch.cuda.device_count(), 1))
         torch.zeros(1, device=device).item()
     except Exception as error:  # each kind of device raises its own
         raise UserError(f"cannot use the device '{device}': {str(error).splitlines()[0]}") from None

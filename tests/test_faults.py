@@ -179,7 +179,8 @@ def test_a_last_pt_that_does_not_fit_is_refused_by_name(images, tmp_path, monkey
 
 
 def test_damaged_json_of_a_run_is_refused_by_name(supernet, tmp_path):
-    for text in (json.dumps({"arch": ARCH}), '{"arch": "x"}', "[1]", "{"):
+    unreadable = {"generation": 1, "arch": "x", "accuracy": 10.0, "seconds": 1.0}
+    for text in (json.dumps({"arch": ARCH}), json.dumps(unreadable), "[1]", "{"):
         (tmp_path / "scores.jsonl").write_text(text + "\n")
         assert "scores.jsonl" in refused("search", "--supernet", supernet, "--out", tmp_path)
     (tmp_path / "scores.jsonl").unlink()
