@@ -34,7 +34,7 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     children = args.crossovers + args.mutations
     if children > args.population:
-        raise runtime.UserError(f"{children} --crossovers and --mutations exceed the --population of {args.population}")
+        raise runtime.UserError(f"{children} crossovers and mutations exceed the population of {args.population}")
     return args
 
 

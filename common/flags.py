@@ -133,9 +133,9 @@ def fill_schedule(args, epochs, milestones, reweight_from):
         args.milestones = sorted({scaled(m) for m in milestones} - {1})
     if args.reweight_from is None:
         args.reweight_from = scaled(reweight_from)
-    last = max(*args.milestones, args.reweight_from, 0)
-    if last > args.epochs:
-        raise UserError(f"--milestones or --reweight-from has {last}, beyond the last of the {args.epochs} epochs")
+    latest = max([*args.milestones, args.reweight_from])
+    if latest > args.epochs:
+        raise UserError(f"epoch {latest} of --milestones or --reweight-from is beyond the last of the {args.epochs} epochs")
     if not args.loss.endswith("-DRW"):  # CE and BS are never re-weighted
         args.reweight_from = None
 
