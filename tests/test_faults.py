@@ -82,6 +82,7 @@ def test_a_rank_whose_torchrun_is_gone_ends_at_once(tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_file_and_one_line(images, tmp_path, monkeypatch):
+    (tmp_path / "f.0.tmp").write_text("left by a killed process")
     runtime.write(tmp_path / "f", "old")
 
     def full(descriptor):
