@@ -9,7 +9,7 @@ Products: supernet.pt, result.json. Paper, CIFAR-10 -> 100x CIFAR-100: sub-nets 
 (Table 3a), and P1 took 2000 s on a V100.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import nn
@@ -36,10 +36,6 @@ def parse_args(argv=None):
         args.backbone_epochs = args.epochs if args.procedure == "P2" else 0
     elif args.procedure != "P2":
         raise runtime.UserError(f"--backbone-epochs belongs to P2, not to {args.procedure}")
-    if args.backbone_epochs > args.epochs:
-        raise runtime.UserError(f"--backbone-epochs {args.backbone_epochs} is beyond the last of the {args.epochs} epochs")
-    if args.features_every > 1 and (args.procedure == "P0" or args.backbone_epochs == args.epochs):
-        raise runtime.UserError("--features-every needs epochs with a frozen backbone, and there are none")
     return args
 
 
@@ -73,22 +69,23 @@ def main(args):
     def path(step):
         return spaces.path(choices, args.seed, step)
 
+    @lru_cache(maxsize=1)
+    def features_of(epoch):
+        return engine.CachedFeatures(net, batches, epoch, path, args.precision)
+
     engine.use_batch_statistics(net)
-    first_epoch, features_from = run.resume(net, optimizer), None
-    for epoch in range(first_epoch, args.epochs + 1):
+    for epoch in range(run.resume(net, optimizer), args.epochs + 1):
         optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
         class_weights = weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights)
-        frozen_epoch = epoch - args.backbone_epochs  # 1 in the first epoch whose backbone is frozen
+        frozen_epochs = max(0, epoch - args.backbone_epochs)  # so far, this one included
         inputs, kwargs = batches, {"path": path, "precision": args.precision}
-        if frozen_epoch > 0 and args.features_every > 1:
-            latest = epoch - (frozen_epoch - 1) % args.features_every
-            if features_from != latest:  # also after resuming: the same epoch gives the same features
-                features, features_from = engine.CachedFeatures(net, batches, latest, path, args.precision), latest
-            inputs, kwargs = features, {"backbone": nn.Identity()}
+        if frozen_epochs and args.features_every > 1:
+            latest = epoch - (frozen_epochs - 1) % args.features_every
+            inputs, kwargs = features_of(latest), {"backbone": nn.Identity()}
         metrics = engine.train_epoch(
-            net, inputs, epoch, optimizer, class_weights, loss=loss, freeze_backbone=frozen_epoch > 0, clip=args.clip, **kwargs
+            net, inputs, epoch, optimizer, class_weights, loss=loss, freeze_backbone=frozen_epochs > 0, clip=args.clip, **kwargs
         )
-        run.epoch_done(args.epochs, len(batches.labels), metrics)
+        run.epoch_done(args.epochs, metrics)
 
     # save
     run.finish_supernet(net, facts, args.epochs, **shape, loss=args.loss, data=flags.data_of(args))

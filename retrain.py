@@ -46,15 +46,14 @@ def searched_arch(args):
     with runtime.reading(args.arch, "a result.json of search.py"), open(args.arch) as file:
         found = json.load(file)
         arch, searched = str(found["best"]["arch"]), found["data"]
-        # By name, too: a path that was relative may mean nothing here.
-        paths = [os.path.realpath(path) for path in (searched["dataset"], args.dataset)]
-        same_dataset = paths[0] == paths[1] or os.path.basename(paths[0]) == os.path.basename(paths[1])
-        held_out = searched["val_per_class"], searched["data_seed"]
-    same = held_out == (args.val_per_class, args.data_seed) or held_out[0] == args.val_per_class == 0
-    if same_dataset and not same and not args.describe:
-        flags_of_search = "--val-per-class {} --data-seed {}".format(*held_out)
+        # By name: a path that was relative may mean nothing here.
+        names = {os.path.basename(os.path.realpath(path)) for path in (searched["dataset"], args.dataset)}
+        per_class, seed = searched["val_per_class"], searched["data_seed"]
+    same_hold_out = (per_class, seed) == (args.val_per_class, args.data_seed) or per_class == args.val_per_class == 0
+    if len(names) == 1 and not same_hold_out and not args.describe:
+        given = f"--val-per-class {per_class} --data-seed {seed}"
         advice = "give the same, so that no validation image is trained on"
-        raise runtime.UserError(f"'{args.arch}' was searched with {flags_of_search}: {advice}")
+        raise runtime.UserError(f"'{args.arch}' was searched with {given}: {advice}")
     return arch
 
 
@@ -62,7 +61,7 @@ def main(args):
     # set-up
     space = spaces.space(args.space)
     with runtime.user_errors():
-        num_classes = data.num_classes(args.dataset)
+        num_classes = len(data.class_sizes(args.dataset, "train"))
     device = runtime.setup(args.device, args.seed)
     net = space.Network(num_classes, args.channels, args.cells, space.from_string(args.arch))
     losses.match_classifier(net, args.loss)
@@ -96,7 +95,7 @@ def main(args):
             loss=loss, clip=args.clip, precision=args.precision, backbone=backbone,
         )  # fmt: skip
         engine.average_statistics(net)
-        run.epoch_done(args.epochs, len(batches.labels), metrics)
+        run.epoch_done(args.epochs, metrics)
 
     # save
     with runtime.user_errors():

@@ -32,57 +32,47 @@ def parse_args(argv=None):
     flags.add_bn_images(group)
     flags.add_run(parser, out="runs/search")
     args = parser.parse_args(argv)
-    if args.crossovers + args.mutations > args.population:
-        children = f"{args.crossovers} crossovers and {args.mutations} mutations"
-        raise runtime.UserError(f"{children} exceed the population of {args.population}")
+    children = args.crossovers + args.mutations
+    if children > args.population:
+        raise runtime.UserError(f"{children} crossovers and mutations exceed the population of {args.population}")
     return args
 
 
-def propose(space, scores, fits, rng, population, crossovers, mutations, mutate_probability, topk):
-    """The next generation, without the architectures that have scores. Fewer, if 20 draws for each find too few new ones."""
-    best = sorted(scores, key=scores.get, reverse=True)[:topk]  # stable: of equals, the one found first
+def propose(space, scores, fits, rng, args):
+    """The next generation, without the architectures that have scores. Fewer, if 20 draws for each find too few new ones.
+
+    space: the module of a search space, or anything with its CHOICES and LIGHTEST. scores: {architecture: score} so far, in the
+    order of evaluation. fits: whether an architecture may be proposed; LIGHTEST must fit.
+    """
+    best = sorted(scores, key=scores.get, reverse=True)[: args.topk]  # stable: of equals, the one found first
     proposed = []
 
     def parent():
         return best[rng.integers(len(best))]
 
     def add(count, draw):
-        enough = len(proposed) + count
-        for _ in range(20 * count):
-            if len(proposed) < enough:
-                arch = draw()
-                if arch not in scores and arch not in proposed and fits(arch):
-                    proposed.append(arch)
+        enough, tries = len(proposed) + count, 20 * count
+        while len(proposed) < enough and tries:
+            arch, tries = draw(), tries - 1
+            if arch not in scores and arch not in proposed and fits(arch):
+                proposed.append(arch)
 
     if best:
-        add(mutations, lambda: spaces.mutate(parent(), space.CHOICES, mutate_probability, rng))
-        add(crossovers, lambda: spaces.crossover(parent(), parent(), rng))
-    add(population - len(proposed), lambda: spaces.sample(space.CHOICES, rng))
+        add(args.mutations, lambda: spaces.mutate(parent(), space.CHOICES, args.mutate_probability, rng))
+        add(args.crossovers, lambda: spaces.crossover(parent(), parent(), rng))
+    add(args.population - len(proposed), lambda: spaces.sample(space.CHOICES, rng))
     if not best and not proposed:  # random draws missed a tight limit, so mutation starts from the lightest
         return [space.LIGHTEST]
     return proposed
 
 
-def evolve(space, score, fits, seed, generations, **settings):
-    """Yields all scores so far, {architecture: score}, after each generation, in the order of evaluation.
-
-    space: the module of a search space, or anything with its CHOICES and LIGHTEST. score: list of architectures -> their
-    scores. fits: whether an architecture may be proposed; LIGHTEST must fit. settings: those of `propose`.
-    """
-    scores = {}
-    for generation in range(generations):
-        candidates = propose(space, scores, fits, np.random.default_rng([seed, generation]), **settings)
-        scores.update(zip(candidates, score(candidates), strict=True))
-        yield scores
-
-
 def read_scores(path, space):
-    """{architecture: line} of the scores.jsonl of an interrupted search, {} if there is none."""
+    """The lines of the scores.jsonl of an interrupted search, and {architecture: accuracy} in their order."""
     if not os.path.exists(path):
-        return {}
+        return [], {}
     with runtime.reading(path, "the scores of this search (remove it to start anew)"), open(path) as file:
-        lines, numbers = [json.loads(line) for line in file], ("accuracy", "seconds")
-        return {space.from_string(line["arch"]): {**line, **{k: float(line[k]) for k in numbers}} for line in lines}
+        lines = [{key: json.loads(line)[key] for key in ("generation", "arch", "accuracy", "seconds")} for line in file]
+        return lines, {space.from_string(line["arch"]): line["accuracy"] for line in lines}
 
 
 def main(args):
@@ -104,44 +94,31 @@ def main(args):
     # data
     with runtime.user_errors():
         train, val = data.load(("train", "val"), **checkpoint["data"], root=args.data_root, device=device)
-    with runtime.user_errors(args.supernet):
-        score_path = engine.scorer(net, train, val, args.bn_images, args.seed)
+        score = engine.scorer(net, train, val, args.bn_images, args.seed)
 
-    # optimiser: evolution; the scores of an interrupted run are reused
-    known = read_scores(run.path("scores.jsonl"), space)
+    # optimiser: evolution, from the last generation on that an interrupted search has scored
+    lines, scores = read_scores(run.path("scores.jsonl"), space)
     run.begin()
-    if runtime.world() > 1:
-        torch.distributed.barrier()  # rank 0 writes scores only after all ranks have read them
-
-    def score(archs):
-        unknown = [arch for arch in archs if arch not in known]
-        for i in range(0, len(unknown), runtime.world()):
-            start, chunk, own = time.perf_counter(), unknown[i : i + runtime.world()], runtime.rank()
-            accuracies = torch.zeros(len(chunk), dtype=torch.float64, device=device)
-            if own < len(chunk):
-                accuracies[own] = score_path(chunk[own])
-            runtime.sum_over_ranks(accuracies)
-            seconds = (time.perf_counter() - start) / len(chunk)
-            for arch, accuracy in zip(chunk, accuracies.tolist(), strict=True):
-                known[arch] = {"arch": space.to_string(arch), "accuracy": accuracy, "seconds": seconds}
-            run.write_lines("scores.jsonl", known.values())
-        return [known[arch]["accuracy"] for arch in archs]
 
     def fits(arch):
         return args.max_mmacs is None or macs(arch) <= args.max_mmacs * 1e6
 
     # loop
-    names = ("generations", "population", "crossovers", "mutations", "mutate_probability", "topk")
-    settings = {name: getattr(args, name) for name in names}
-    for generation, scores in enumerate(evolve(space, score, fits, args.seed, **settings), start=1):
-        seconds = sum(line["seconds"] for line in known.values())
-        best = max(scores, key=scores.get)
-        runtime.print0(
-            f"generation {generation}/{args.generations}  best {scores[best]:.2f} %  {len(scores)} scored  "
-            f"{len(scores) / seconds:.2f} a second  {seconds / generation * (args.generations - generation):.0f} s left"
-        )
+    for generation in range(lines[-1]["generation"] + 1 if lines else 1, args.generations + 1):
+        start = time.perf_counter()
+        archs = propose(space, scores, fits, np.random.default_rng([args.seed, generation - 1]), args)
+        accuracies = torch.zeros(len(archs), dtype=torch.float64, device=device)
+        for i in range(runtime.rank(), len(archs), runtime.world()):  # the other ranks' stay 0
+            accuracies[i] = score(archs[i])
+        scores.update(zip(archs, runtime.sum_over_ranks(accuracies).tolist(), strict=True))
+        shared = {"generation": generation, "seconds": (time.perf_counter() - start) / max(len(archs), 1)}
+        lines += [{**shared, "arch": space.to_string(arch), "accuracy": scores[arch]} for arch in archs]
+        run.write_lines("scores.jsonl", lines)
+        best = max(scores.values())
+        runtime.print0(f"generation {generation}/{args.generations}  best {best:.2f} %  {len(scores)} scored")
 
     # save
+    seconds = sum(line["seconds"] for line in lines)
     ranked = sorted(scores, key=scores.get, reverse=True)[: args.topk]
     top = [{"arch": space.to_string(a), "accuracy": scores[a], "mmacs": macs(a) / 1e6} for a in ranked]
     run.finish({"best": top[0], "topk": top, "evaluated": len(scores), "seconds": seconds, "data": checkpoint["data"]})

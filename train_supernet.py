@@ -59,7 +59,7 @@ def main(args):
             net, batches, epoch, optimizer, class_weights,
             loss=loss, path=lambda step: spaces.path(choices, args.seed, step), clip=args.clip, precision=args.precision,
         )  # fmt: skip
-        run.epoch_done(args.epochs, len(batches.labels), metrics)
+        run.epoch_done(args.epochs, metrics)
 
     # save
     procedure = "source" if counts.min() == counts.max() else "P3"

@@ -10,7 +10,8 @@ A split is a pair (images, labels): uint8 (n, H, W, 3) and int64 (n,). Wrong arg
 
 import importlib
 import os
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import nullcontext, suppress
+from functools import cache
 
 import numpy as np
 import torch
@@ -56,11 +57,6 @@ def _shuffled(labels, c, seed):
     return np.random.default_rng([seed, c]).permutation(np.flatnonzero(labels == c))
 
 
-def num_classes(name):
-    """Number of classes of a dataset, without reading an image."""
-    return len(class_sizes(name, "train"))
-
-
 def class_sizes(name, split):
     """Number of images of each class in "train" or "val", before any draw, without reading an image."""
     if name in CLASSES:
@@ -75,12 +71,10 @@ def load(splits, dataset, imbalance=1.0, data_seed=0, val_per_class=0, image_siz
     the test split if that is 0, as in the paper. test: the dataset's own (a folder's val/), read only if asked for.
     dataset: cifar10, cifar100, synthetic10, synthetic100, or a folder of train/<class>/* and val/<class>/* images.
     """
-    pools, loaded = {}, []
+    open_pool, loaded = cache(lambda pool: _open(dataset, pool, root, image_size)), []
     for split in splits:
         pool = "val" if split == "test" or (split == "val" and not val_per_class) else "train"
-        if pool not in pools:
-            pools[pool] = _open(dataset, pool, root, image_size)
-        labels, fetch = pools[pool]
+        labels, fetch = open_pool(pool)
         indices = np.arange(len(labels))
         if pool == "train":
             rest, held_out = hold_out(labels, val_per_class, data_seed)
@@ -96,7 +90,7 @@ def _open(name, split, root, size):
         from torchvision.transforms.functional import resize
 
         try:
-            with _one_process_at_a_time(root):
+            with _download_lock(root):
                 source = getattr(torchvision.datasets, name.upper())(root, train=split == "train", download=True)
         except (OSError, RuntimeError) as error:
             raise ValueError(f"cannot download {name} into '{root}': {error}") from None
@@ -114,16 +108,16 @@ def _open(name, split, root, size):
     return labels, lambda indices: torch.stack([_decode(files[i], size) for i in indices])
 
 
-@contextmanager
-def _one_process_at_a_time(root):
-    """Ranks and parallel runs that share this folder wait while one of them downloads."""
-    with ExitStack() as stack:
-        with suppress(ImportError, OSError):  # not POSIX, a folder that is read-only, or a file system without locks
-            import fcntl
+def _download_lock(root):
+    """A context in which ranks and parallel runs that share this folder wait while one of them downloads."""
+    with suppress(ImportError, OSError):  # not POSIX, a folder that is read-only, or a file system without locks
+        import fcntl
 
-            os.makedirs(root, exist_ok=True)
-            fcntl.flock(stack.enter_context(open(os.path.join(root, "download.lock"), "w")), fcntl.LOCK_EX)
-        yield
+        os.makedirs(root, exist_ok=True)
+        file = open(os.path.join(root, "download.lock"), "w")  # noqa: SIM115
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return file
+    return nullcontext()
 
 
 def _list_folder(name, split):
@@ -131,23 +125,12 @@ def _list_folder(name, split):
     if not os.path.isdir(name):
         raise ValueError(f"unknown dataset '{name}': choose from {', '.join(CLASSES)}, or give a folder of images")
     from torchvision.datasets import ImageFolder
-    from torchvision.datasets.folder import find_classes
 
-    classes = {}
-    for part in ("train", "val"):
-        try:
-            classes[part] = set(find_classes(os.path.join(name, part))[0])
-        except FileNotFoundError:
-            layout = "a dataset is train/<class>/* and val/<class>/*"
-            raise ValueError(f"'{name}' has no class folders in '{part}/': {layout}") from None
-    unmatched = ", ".join(sorted(classes["train"] ^ classes["val"]))
+    folders = {part: ImageFolder(os.path.join(name, part)) for part in ("train", "val")}
+    unmatched = ", ".join(sorted({*folders["train"].classes} ^ {*folders["val"].classes}))
     if unmatched:
         raise ValueError(f"'{name}': train/ and val/ must hold the same classes; only one has: {unmatched}")
-    try:
-        files = ImageFolder(os.path.join(name, split)).samples
-    except FileNotFoundError as error:
-        raise ValueError(str(error).splitlines()[0]) from None
-    return [path for path, _ in files], np.array([label for _, label in files])
+    return [path for path, _ in folders[split].samples], np.array(folders[split].targets)
 
 
 def _decode(path, size):
@@ -159,9 +142,7 @@ def _decode(path, size):
         image = default_loader(path)
     except Exception as error:  # Pillow raises many types for a damaged file
         raise ValueError(f"cannot read the image '{path}': {error}") from None
-    if image.size != (size, size):
-        image = center_crop(resize(image, size), size)
-    return torch.from_numpy(np.array(image))
+    return torch.from_numpy(np.array(center_crop(resize(image, size), size)))
 
 
 def channel_stats(images):
@@ -216,8 +197,8 @@ class Batches:
             yield self._gather(batch.tensor_split(self.world, dim=1)[self.rank])
 
     def first(self, n):
-        """The first n images of epoch 0, or all if there are fewer, as (images (n, 3, H, W), labels (n,))."""
-        return self._gather(self._draw(0)[:, :n])
+        """The first n images of epoch 0, or all if there are fewer: (n, 3, H, W) float32."""
+        return self._gather(self._draw(0)[:, :n])[0]
 
     def _draw(self, epoch):
         """The epoch's order and augmentation, int64 (4, n): index, crop's top and left, flip."""

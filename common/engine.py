@@ -51,11 +51,11 @@ def train_epoch(
     for a super-net (Eq. 1). freeze_backbone: the backbone runs without autograd and only the classifier learns (Eq. 4).
     clip: largest norm of the gradient. precision: fp32, or bf16 in the backbone; classifier and loss are always fp32.
     backbone: called instead of net.features. Returns {"loss", "accuracy"}, means over the epoch's images on all ranks.
-    UserError names the first step with a loss that is not finite, or says that the last step broke the weights.
+    UserError if the loss or a weight is no longer finite.
     """
-    device, backbone, first_step = class_weights.device, backbone or net.features, (epoch - 1) * len(batches)
-    totals = torch.zeros(5, dtype=torch.float64, device=device)  # loss, weight, correct, images, steps with a finite loss
-    for step, (images, labels) in enumerate(batches.epoch(epoch), first_step):
+    device, backbone = class_weights.device, backbone or net.features
+    totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, weight, correct, images
+    for step, (images, labels) in enumerate(batches.epoch(epoch), start=(epoch - 1) * len(batches)):
         arch = (path(step),) if path else ()
         bf16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
         with torch.set_grad_enabled(not freeze_backbone), bf16:
@@ -70,17 +70,10 @@ def train_epoch(
         optimizer.step()
         with torch.no_grad():
             correct = (logits.argmax(1) == labels).sum()
-            one = torch.ones_like(weight)
-            finite = torch.isfinite(totals[0] + batch_loss)
-            totals += torch.stack([batch_loss.detach(), weight, correct, one * len(labels), finite * one])
-    steps = int(totals[4])
-    total_loss, weight, correct, seen, _ = sum_over_ranks(totals).tolist()
-    advice = "a lower --lr or --clip may help"
-    if not math.isfinite(total_loss):
-        arch = f", architecture {net.to_string(path(first_step + steps))}" if path else ""
-        raise UserError(f"the loss is not finite in epoch {epoch}, step {steps + 1}{arch}: {advice}")
-    if not all_finite(dict(net.named_parameters())):  # no loss has been computed since the last step
-        raise UserError(f"the weights are not finite after epoch {epoch}: {advice}")
+            totals += torch.stack([batch_loss.detach(), weight, correct, torch.full_like(weight, len(labels))])
+    total_loss, weight, correct, seen = sum_over_ranks(totals).tolist()
+    if not math.isfinite(total_loss) or not all_finite(dict(net.named_parameters())):
+        raise UserError(f"loss or weights are not finite after epoch {epoch}: a lower --lr or --clip may help")
     return {"loss": total_loss / weight, "accuracy": 100 * correct / seen}
 
 
@@ -185,7 +178,7 @@ def scorer(net, train, val, bn_images, seed):
         raise ValueError(f"the super-net has {classes} classes, and the data have more")
     normalise = Normalise(*channel_stats(train[0]), train[0].shape[2], train[0].device)
     # Augmented as in training: plain images have no black borders, which changes the statistics and worsens the ranking.
-    bn_chunks = chunks_of(Batches(train, normalise, bn_images, seed).first(bn_images)[0])
+    bn_chunks = chunks_of(Batches(train, normalise, bn_images, seed).first(bn_images))
     val_chunks = normalised_chunks(val[0], normalise)
 
     def score(arch):

@@ -4,23 +4,20 @@ import argparse
 import math
 
 from . import data, drw, losses, spaces
-from .runtime import UserError, rank, user_errors, world
+from .runtime import UserError, print0, rank, user_errors, world
 
 
 def number(kind, least, most=math.inf, above=False):
     """An argparse type: an int or float of at least `least` (above: greater than it), and below `most`."""
 
-    bounds = f"{'greater than' if above else 'at least'} {least}{'' if most == math.inf else f' and below {most:g}'}"
-
     def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"must be {'an integer' if kind is int else 'a number'}, not '{text}'") from None
+        value = kind(text)
         if not least <= value < most or (above and value == least):
+            bounds = f"{'greater than' if above else 'at least'} {least}{'' if most == math.inf else f' and below {most:g}'}"
             raise argparse.ArgumentTypeError(f"must be {bounds}, not {text}")
         return value
 
+    parse.__name__ = kind.__name__  # argparse names it when the text is no number
     return parse
 
 
@@ -79,6 +76,9 @@ def data_of(args):
 
 def training_data(args, device):
     """This rank's (batches, counts (C,), class weights (C,)) of the training split that the flags describe, on the device."""
+    share = args.batch_size // world()
+    if world() > 1 and share < 32:
+        print0(f"each rank's batch norm sees only {share} images a step: raise --batch-size, or use fewer ranks")
     with user_errors():
         (train,) = data.load(("train",), **data_of(args), root=args.data_root, device=device)
         normalise = data.Normalise(*data.channel_stats(train[0]), args.image_size, device)
@@ -102,10 +102,10 @@ def fill_shape(args, space):
 
 
 def add_training(parser, lr, warmup, epochs, milestones, reweight_from):
-    """epochs, milestones, reweight_from: help texts for the defaults that `fill_schedule` computes."""
+    """milestones, reweight_from: help texts for the defaults that `fill_schedule` computes."""
     add = parser.add_argument_group("training").add_argument
     add("--loss", choices=losses.LOSSES, default="CE-DRW", help="BS is balanced softmax; a -DRW loss is re-weighted late")
-    add("--epochs", type=positive_int, help=f"passes over the training images (default: {epochs})")
+    add("--epochs", type=positive_int, default=epochs, help="passes over the training images")
     add("--lr", type=positive, default=lr, help="initial learning rate")
     text = f"epochs, counted from 1, at which the learning rate is multiplied by 0.01 (default: {milestones})"
     add("--milestones", type=positive_int, nargs="*", metavar="E", help=text)
@@ -125,7 +125,6 @@ def fill_schedule(args, epochs, milestones, reweight_from):
 
     UserError for an epoch beyond the last.
     """
-    args.epochs = epochs if args.epochs is None else args.epochs
 
     def scaled(epoch):
         return 1 if epoch == 1 else math.ceil(epoch * args.epochs / epochs)
@@ -134,9 +133,9 @@ def fill_schedule(args, epochs, milestones, reweight_from):
         args.milestones = sorted({scaled(m) for m in milestones} - {1})
     if args.reweight_from is None:
         args.reweight_from = scaled(reweight_from)
-    for flag, epoch in (*(("--milestones", m) for m in args.milestones), ("--reweight-from", args.reweight_from)):
-        if epoch > args.epochs:
-            raise UserError(f"{flag} {epoch} is beyond the last of the {args.epochs} epochs")
+    latest = max([*args.milestones, args.reweight_from])
+    if latest > args.epochs:
+        raise UserError(f"epoch {latest} of --milestones or --reweight-from is beyond the last of the {args.epochs} epochs")
     if not args.loss.endswith("-DRW"):  # CE and BS are never re-weighted
         args.reweight_from = None
 

@@ -2,13 +2,12 @@
 
 import argparse
 import ctypes
-import errno
+import fcntl
 import importlib.metadata
 import io
 import json
 import os
 import platform
-import re
 import shlex
 import signal
 import socket
@@ -20,7 +19,6 @@ import zipfile
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -50,8 +48,6 @@ def user_errors(where=""):
     try:
         yield
     except (ValueError, OverflowError, RecursionError, OSError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
-            raise  # the disk's fault
         raise UserError(f"{where}: {error}" if where else str(error)) from error
 
 
@@ -74,28 +70,26 @@ def launch(parse_args, main):
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
-    status, message = 0, None
+    status, message = 1, None
     try:
         main(parse_args())
         if dist.is_initialized():
             dist.barrier()  # a rank that leaves first would cut the connection while the others still read
             dist.destroy_process_group()
-    except (UserError, OSError) as error:
-        status, message = 2 if isinstance(error, UserError) else 1, error
-    except SystemExit as end:
-        status, message = (end.code, None) if isinstance(end.code, int | None) else (1, end.code)
+        status = 0
+    except SystemExit as end:  # --help or a signal
+        status = end.code
+    except UserError as error:
+        status, message = 2, error
+    except OSError as error:
+        message = error
     except Exception as error:
-        status = 1
         if dist.is_initialized() and "peer" in str(error):
             message = "stopped because another rank stopped"
         else:
             traceback.print_exc()
-    with suppress(OSError):  # stdout is closed, or the disk is full
-        if message:
-            sys.stderr.write(f"error: {' '.join(str(message).split()).removeprefix('error: ')}\n")
-        sys.stdout.flush()
-        sys.stderr.flush()
+    if message:
+        print("error:", *str(message).split(), file=sys.stderr)  # one line, whatever the message holds
     # After an error the other ranks may be in a collective that never ends, so do not wait for them.
     os._exit(status) if dist.is_initialized() else sys.exit(status)
 
@@ -162,8 +156,11 @@ def sum_over_ranks(tensor):
 
 
 def write(path, content):
-    """Writes bytes or text to a file beside `path` and renames it, so that `path` is always complete, old or new."""
-    beside = f"{path}.{os.getpid()}.tmp"
+    """Writes bytes or text to a file beside `path` and renames it, so that `path` is always complete, old or new.
+
+    Ranks may write the same path at the same time.
+    """
+    beside = f"{path}.{rank()}.tmp"
     try:
         with open(beside, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -203,72 +200,60 @@ def all_finite(state):
 
 def environment(device):
     """What a number depends on besides its flags: command, commit, versions and machine."""
-    git, commit = ["git", "describe", "--always", "--dirty"], None
+    git, commit = ["git", "-C", os.path.dirname(__file__), "describe", "--always", "--dirty"], None
     with suppress(OSError):  # git is not installed
-        commit = subprocess.run(git, capture_output=True, text=True, cwd=os.path.dirname(__file__)).stdout.strip() or None
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    versions = {"torch": torch.__version__, "torchvision": importlib.metadata.version("torchvision"), "numpy": np.__version__}
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    cpu = platform.processor() or platform.machine()
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return {
         "command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]), "commit": commit,
-        "python": platform.python_version(), **versions, "device": f"{device.type}: {name}", "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(), "ranks": int(os.environ.get("WORLD_SIZE", 1)),
+        "torch": torch.__version__, **{name: importlib.metadata.version(name) for name in ("torchvision", "numpy")},
+        "device": f"{device.type}: {chip}", "threads": torch.get_num_threads(), "ranks": int(os.environ.get("WORLD_SIZE", 1)),
     }  # fmt: skip
 
 
 NEUTRAL = {"out", "device", "data_root", "cuda_graphs"}  # flags that do not change the result
 
 
-def _changed(saved, flags):
-    """Names of the flags that change the result and differ. Two spellings of one path are the same."""
-
-    def value(flag):
-        return os.path.realpath(flag) if isinstance(flag, str) and os.path.exists(flag) else flag
-
-    return [k for k in sorted({*saved, *flags} - NEUTRAL) if value(saved.get(k)) != value(flags.get(k))]
-
-
 class Run:
     """A run folder: config.json, metrics.jsonl, last.pt, the product, and result.json, whose presence means done."""
 
     def __init__(self, args, device):
-        self.folder, self.history, self.seconds = args.out, [], 0.0
-        flags = json.loads(json.dumps(vars(args)))
-        self.config = {"flags": flags, **environment(device)}
+        self.folder, self.history = args.out, []
+        self.config = {"flags": json.loads(json.dumps(vars(args))), **environment(device)}
         with user_errors():
             os.makedirs(self.folder, exist_ok=True)
-        saved, config = flags, self.path("config.json")
-        if os.path.exists(config):
-            with reading(config, "the config.json of a run"), open(config) as file:
-                saved = dict(json.load(file)["flags"])
-        changed = [f"{k} was {saved.get(k)}, is {flags.get(k)}" for k in _changed(saved, flags)]
-        if changed:
-            raise UserError(f"'{self.folder}' holds a run with other flags: {', '.join(changed)}")
+        if os.path.exists(self.path("config.json")):
+            self._compare_flags()
         self.finished = os.path.exists(self.path("result.json"))
         if self.finished:
-            path = self.path("result.json")
-            with reading(path, "the result.json of a run (remove it to go on)"), open(path) as file:
-                json.load(file)
-            print0(f"{self.folder}: already finished, see {path}")
+            print0(f"{self.folder}: already finished, see {self.path('result.json')}")
         elif rank() == 0:
             self._lock()
-            for name in os.listdir(self.folder):  # left by a process that was killed while it wrote
-                if re.search(r"\.\d+\.tmp$", name):
-                    os.remove(self.path(name))
-        images = flags.get("batch_size", 32 * world()) // world()
-        if world() > 1 and images < 32:
-            print0(f"each rank's batch norm sees only {images} images a step: raise --batch-size, or use fewer ranks")
+
+    def _compare_flags(self):
+        """UserError if a flag that changes the result is not what it was when the run began."""
+        with reading(self.path("config.json"), "the config.json of a run"), open(self.path("config.json")) as file:
+            saved = dict(json.load(file)["flags"])
+        flags = self.config["flags"]
+
+        def value(flag):  # two spellings of one path are the same
+            return os.path.realpath(flag) if isinstance(flag, str) and os.path.exists(flag) else flag
+
+        names = sorted({*saved, *flags} - NEUTRAL)
+        changed = [f"{k} was {saved.get(k)}, is {flags.get(k)}" for k in names if value(saved.get(k)) != value(flags.get(k))]
+        if changed:
+            raise UserError(f"'{self.folder}' holds a run with other flags: {', '.join(changed)}")
 
     def _lock(self):
         """Makes sure that two processes never share the folder. UserError if another one has it."""
         self.lock = open(self.path("lock"), "w")  # noqa: SIM115
         try:
-            import fcntl
-
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise UserError(f"another process is working in '{self.folder}'") from None
-        except (ImportError, OSError):
-            pass  # not POSIX, or a file system without locks
+        except OSError:
+            pass  # a file system without locks
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -285,33 +270,30 @@ class Run:
         if os.path.exists(path):
             last = load_checkpoint(path, "run in progress")
             with reading(path, "the checkpoint of this run (remove it to start anew)"):
-                if _changed(last["flags"], self.config["flags"]) or not all_finite(last["net"]):
-                    raise ValueError("its flags differ, or its weights are not finite")
                 net.load_state_dict(last["net"])
                 optimizer.load_state_dict(last["optimizer"])
-                self.history, self.seconds = list(last["history"]), float(last["seconds"])
+                self.history = last["history"]
             print0(f"{self.folder}: resumed after epoch {len(self.history)}")
         self.clock = time.perf_counter()
         return len(self.history) + 1
 
-    def epoch_done(self, epochs, images, metrics):
+    def epoch_done(self, epochs, metrics):
         """Records an epoch. Saves before it prints, since stdout may be closed or full."""
-        seconds = time.perf_counter() - self.clock
-        self.seconds += seconds
-        epoch = len(self.history) + 1
+        epoch, seconds = len(self.history) + 1, time.perf_counter() - self.clock
         self.history.append({"epoch": epoch, **metrics, "seconds": seconds})
         if rank() == 0:
-            save(self.path("last.pt"), {
-                "kind": "run in progress", "flags": self.config["flags"], "seconds": self.seconds, "history": self.history,
-                "net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(),
-            })  # fmt: skip
+            last = {"kind": "run in progress", "history": self.history}
+            save(self.path("last.pt"), {**last, "net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()})
         self.write_lines("metrics.jsonl", self.history)
         left = timedelta(seconds=round(self.seconds / epoch * (epochs - epoch)))
-        print0(
-            f"epoch {epoch}/{epochs}  loss {metrics['loss']:.4f}  accuracy {metrics['accuracy']:.2f} %  "
-            f"{images / seconds:,.0f} images/s  {left} left"
-        )
+        result = f"loss {metrics['loss']:.4f}  accuracy {metrics['accuracy']:.2f} %"
+        print0(f"epoch {epoch}/{epochs}  {result}  {seconds:.1f} s, {left} left")
         self.clock = time.perf_counter()
+
+    @property
+    def seconds(self):
+        """Seconds of all epochs, those before a resume included."""
+        return sum((line["seconds"] for line in self.history), 0.0)
 
     def write_lines(self, name, lines):
         """Rank 0 writes dicts as JSON, one a line."""

@@ -1,8 +1,8 @@
 """The search spaces by name, and what can be done with an architecture of any of them.
 
 An architecture is a tuple of small ints; gene i takes any value in range(CHOICES[i]), whatever the others are. To add a
-space, write common/<name>.py with CHOICES, LIGHTEST, DEFAULTS, to_string, from_string and Network (whose features, classifier
-and to_string other files use), and add its name here.
+space, write common/<name>.py with CHOICES, LIGHTEST, DEFAULTS, to_string, from_string and Network (with features and
+classifier), and add its name here.
 """
 
 import copy

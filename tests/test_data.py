@@ -79,7 +79,7 @@ def test_folder_images_are_read_exactly_and_others_resized(images, tmp_path):
     first = torch.from_numpy(np.array(Image.open(f"{images}/val/class0/0.png")))
     assert torch.equal(pixels[0], first)
     assert data.load(("test",), images, image_size=16)[0][0].shape == (40, 16, 16, 3)
-    assert data.num_classes(images) == 4
+    assert data.class_sizes(images, "train") == [30] * 4
 
 
 def test_synthetic_sets_are_fixed_varied_and_share_no_class():

@@ -82,6 +82,7 @@ def test_a_rank_whose_torchrun_is_gone_ends_at_once(tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_file_and_one_line(images, tmp_path, monkeypatch):
+    (tmp_path / "f.0.tmp").write_text("left by a killed process")
     runtime.write(tmp_path / "f", "old")
 
     def full(descriptor):
@@ -173,29 +174,19 @@ def test_a_last_pt_that_does_not_fit_is_refused_by_name(images, tmp_path, monkey
         stage(*call)
     good, trained = torch.load(tmp_path / "last.pt", weights_only=True), []
     monkeypatch.setattr(engine, "train_epoch", lambda *a, **k: trained.append(0))
-    broken = {
-        "another seed": {**good, "flags": {**good["flags"], "seed": 1}},
-        "too few weights": {**good, "net": {}},
-        "not finite": {**good, "net": {k: w / 0 for k, w in good["net"].items()}},
-    }
-    for contents in broken.values():
-        torch.save(contents, tmp_path / "last.pt")
-        assert "last.pt' is not the checkpoint of this run" in refused(*call)
+    torch.save({**good, "net": {}}, tmp_path / "last.pt")
+    assert "last.pt' is not the checkpoint of this run" in refused(*call)
     assert not trained
 
 
 def test_damaged_json_of_a_run_is_refused_by_name(supernet, tmp_path):
-    for text in (json.dumps({"arch": ARCH}), '{"arch": "x"}', "[1]", "{"):
+    unreadable = {"generation": 1, "arch": "x", "accuracy": 10.0, "seconds": 1.0}
+    for text in (json.dumps({"arch": ARCH}), json.dumps(unreadable), "[1]", "{"):
         (tmp_path / "scores.jsonl").write_text(text + "\n")
         assert "scores.jsonl" in refused("search", "--supernet", supernet, "--out", tmp_path)
     (tmp_path / "scores.jsonl").unlink()
-    (tmp_path / "config.json").unlink(missing_ok=True)
-    (tmp_path / "result.json").write_text("")
-    (tmp_path / "mine.tmp").write_text("not ours")
-    assert "result.json" in refused("search", "--supernet", supernet, "--out", tmp_path)
     (tmp_path / "config.json").write_text('{"flags"')
     assert "config.json" in refused("search", "--supernet", supernet, "--out", tmp_path)
-    assert (tmp_path / "mine.tmp").exists()
     (tmp_path / "found.json").write_text('{"best": 1}')
     assert "found.json" in refused("retrain", "--arch", tmp_path / "found.json", "--out", tmp_path / "r")
 
@@ -213,7 +204,7 @@ def test_a_super_net_of_fewer_classes_than_the_data_is_refused(supernet, images,
 # Numbers
 
 
-def test_a_loss_that_is_not_finite_is_told_with_its_step_and_architecture(images, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_is_told_with_its_epoch_and_not_saved(images, tmp_path, monkeypatch):
     real, calls = engine.average_gradients, []
 
     def spoil(gradients, weight):
@@ -225,9 +216,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_step_and_architecture(images
     monkeypatch.setattr(engine, "average_gradients", spoil)
     message = refused("train_supernet", *SMALL, "--dataset", images, "--imbalance", 3, "--batch-size", 8, "--epochs", 2,
                       "--out", tmp_path)  # fmt: skip
-    nats = spaces.space("nats")
-    arch = nats.to_string(spaces.path(nats.CHOICES, 0, 12))
-    assert f"epoch 2, step 3, architecture {arch}" in message  # 74 images are ten batches an epoch
+    assert "not finite after epoch 2: a lower --lr" in message  # 74 images are ten batches an epoch
     last = runtime.load_checkpoint(tmp_path / "last.pt", "run in progress")
     assert len(last["history"]) == 1 and runtime.all_finite(last["net"])
 
@@ -235,7 +224,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_step_and_architecture(images
 def test_weights_that_the_last_step_broke_are_not_saved(images, tmp_path):
     huge = ["--dataset", images, "--imbalance", 1, "--warmup", 0, "--epochs", 1, "--lr", 1e300, "--clip", 1e300,
             "--batch-size", 500, *SMALL]  # fmt: skip
-    assert "the weights are not finite after epoch 1" in refused("train_supernet", *huge, "--out", tmp_path)
+    assert "weights are not finite after epoch 1" in refused("train_supernet", *huge, "--out", tmp_path)
     assert not (tmp_path / "result.json").exists() and not (tmp_path / "last.pt").exists()
 
 

@@ -270,7 +270,7 @@ def test_search_resumes_with_the_scores_it_has(supernet, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         stage(*argv, tmp_path / "q")
     stage(*argv, tmp_path / "q")
-    assert len(calls) == 13 and len(set(calls)) == 12  # the ninth was begun twice
+    assert len(calls) == 15 and len(set(calls)) == 12  # the second generation, of six, was begun twice
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "q")
 
 
@@ -323,7 +323,8 @@ def test_two_ranks_run_every_stage_and_search_as_one_does(images, tmp_path):
     [
         ("train_supernet", ["--dataset", "cifar11"], "unknown dataset 'cifar11'"),
         ("train_supernet", ["--dataset", "IMAGES", "--imbalance", "0.5"], "at least 1, not 0.5"),
-        ("train_supernet", ["--dataset", "IMAGES", "--epochs", "10", "--milestones", "5", "11"], "--milestones 11"),
+        ("train_supernet", ["--dataset", "IMAGES", "--epochs", "10", "--milestones", "5", "11"], "epoch 11 of --milestones"),
+        ("train_supernet", ["--dataset", "IMAGES", "--epochs", "ten"], "--epochs: invalid int value: 'ten'"),
         ("train_supernet", ["--dataset", "IMAGES", "--epochs", "0"], "--epochs: must be at least 1 and below 1e+07, not 0"),
         ("train_supernet", ["--dataset", "IMAGES", "--lr", "nan"], "--lr: must be greater than 0, not nan"),
         ("train_supernet", ["--dataset", "IMAGES", "--val-per-class", "30"], "smallest class has 30"),
@@ -333,13 +334,11 @@ def test_two_ranks_run_every_stage_and_search_as_one_does(images, tmp_path):
         ("train_supernet", ["--dataset", "IMAGES", "--channels", "1000000"], "below 4097"),
         ("train_supernet", ["--precision", "auto"], "invalid choice: 'auto'"),
         ("retrain", ["--arch", ARCH.replace("none~0", "nonne~0")], "'nonne~0'"),
-        ("retrain", ["--arch", ARCH, "--epochs", "10", "--reweight-from", "160"], "--reweight-from 160"),
+        ("retrain", ["--arch", ARCH, "--epochs", "10", "--reweight-from", "160"], "epoch 160 of"),
         ("retrain", ["--arch", "nowhere.json"], "no file 'nowhere.json'"),
         ("retrain", ["--arch", ARCH, "--dataset", "IMAGES", "--device", "cpu", "--cuda-graphs"], "--cuda-graphs needs a GPU"),
         ("adapt", ["--supernet", "nowhere.pt"], "no file 'nowhere.pt'"),
         ("adapt", ["--supernet", "SUPERNET", "--procedure", "P1", "--backbone-epochs", "3"], "belongs to P2, not to P1"),
-        ("adapt", ["--supernet", "S", "--procedure", "P2", "--epochs", "2", "--backbone-epochs", "9"], "last of the 2 epochs"),
-        ("adapt", ["--supernet", "S", "--procedure", "P0", "--features-every", "2"], "--features-every needs"),
         ("search", ["--supernet", "SUPERNET", "--population", "10"], "exceed the population"),
         ("search", ["--supernet", "SUPERNET", "--mutate-probability", "7"], "--mutate-probability"),
     ],
@@ -366,5 +365,5 @@ def test_a_folder_without_val_or_with_a_damaged_image_is_named(images, tmp_path)
     shutil.rmtree(root / "val/class2")
     assert "class2" in refused(*argv)
     shutil.rmtree(root / "val")
-    assert "no class folders in 'val/'" in refused(*argv)
+    assert str(root / "val") in refused(*argv)
     assert not os.path.exists(tmp_path / "r/config.json")
