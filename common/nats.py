@@ -5,6 +5,7 @@ An architecture is six genes, one per edge of the cell's complete graph on four 
     |op~0|+|op~0|op~1|+|op~0|op~1|op~2|        the edges into nodes 1, 2 and 3
 """
 
+import re
 from itertools import permutations
 
 import torch
@@ -28,23 +29,17 @@ def to_string(arch):
 
 def from_string(text):
     """The benchmark's string -> six genes. ValueError names the token that is wrong."""
-    nodes = text.strip().split("+")
-    if len(nodes) != 3:
-        raise ValueError(f"a NATS-Bench architecture has 3 nodes joined by '+', this has {len(nodes)}: '{text}'")
-    arch = []
-    for node, part in enumerate(nodes, start=1):
-        if not (part.startswith("|") and part.endswith("|") and len(part) > 1):
-            raise ValueError(f"node {node} must begin and end with '|': '{part}'")
-        if len(tokens := part[1:-1].split("|")) != node:
-            raise ValueError(f"node {node} has {node} inputs, this has {len(tokens)}: '{part}'")
-        for source, token in enumerate(tokens):
-            name = token.partition("~")[0]
-            if name not in OPERATIONS:
-                raise ValueError(f"unknown operation in token '{token}': choose from {', '.join(OPERATIONS)}")
-            if token != f"{name}~{source}":
-                raise ValueError(f"token '{token}' of node {node} must read '{name}~{source}'")
-            arch.append(OPERATIONS.index(name))
-    return tuple(arch)
+    tokens = [token for token in re.split(r"[|+]", text.strip()) if token]
+    if len(tokens) != len(EDGES):
+        raise ValueError(f"a NATS-Bench architecture has {len(EDGES)} tokens 'op~input', this has {len(tokens)}: '{text}'")
+    for token, (node, source) in zip(tokens, EDGES, strict=True):
+        if token not in [f"{name}~{source}" for name in OPERATIONS]:
+            names = ", ".join(OPERATIONS)
+            raise ValueError(f"token '{token}' of node {node} must read 'op~{source}' with an operation of {names}")
+    arch = tuple(OPERATIONS.index(token.partition("~")[0]) for token in tokens)
+    if text.strip() != to_string(arch):
+        raise ValueError(f"'{text}' must read '{to_string(arch)}'")
+    return arch
 
 
 def canonical(arch):
@@ -55,22 +50,18 @@ def canonical(arch):
     connections are followed. The pool of a sum is the sum of pools. The order of a sum is ignored. Two convolutions of the
     same input have weights of their own and stay two. 5,044 of the 15,625 architectures are distinct.
     """
-    nodes = [((0, None),)]  # a node is a sum of terms (number of poolings, edge of a convolution or None: the cell's input)
-    convs = {}  # edge -> (operation, terms of its input)
-    for node in (1, 2, 3):
-        terms = []
-        for source in range(node):
-            edge = EDGES.index((node, source))
-            name, inputs = OPERATIONS[arch[edge]], nodes[source]
-            if name == "skip_connect":
-                terms += inputs
-            elif name == "avg_pool_3x3":
-                terms += [(pooled + 1, conv) for pooled, conv in inputs]
-            elif name != "none" and inputs:
-                convs[edge] = name, inputs
-                terms.append((0, edge))
-        nodes.append(tuple(terms))
-    live, reached = [], list(nodes[3])
+    # A node is a sum of terms: (number of poolings, edge of a convolution or None: the cell's input).
+    nodes, convs = [[(0, None)], [], [], []], {}  # convs: edge -> (operation, terms of its input)
+    for edge, ((node, source), gene) in enumerate(zip(EDGES, arch, strict=True)):
+        name, inputs = OPERATIONS[gene], nodes[source]
+        if name == "skip_connect":
+            nodes[node] += inputs
+        elif name == "avg_pool_3x3":
+            nodes[node] += [(pooled + 1, conv) for pooled, conv in inputs]
+        elif name != "none" and inputs:
+            convs[edge] = name, inputs
+            nodes[node].append((0, edge))
+    live, reached = [], [*nodes[3]]
     while reached:
         _, conv = reached.pop()
         if conv is not None and conv not in live:

@@ -29,9 +29,8 @@ def from_string(text):
     tokens = text.strip().split("-")
     if len(tokens) != len(CHOICES):
         raise ValueError(f"a ShuffleNet architecture has {len(CHOICES)} tokens joined by '-', this has {len(tokens)}: '{text}'")
-    for token in tokens:
-        if token not in KINDS:
-            raise ValueError(f"unknown block '{token}': choose from {', '.join(KINDS)}")
+    if unknown := set(tokens) - set(KINDS):
+        raise ValueError(f"unknown block '{min(unknown)}': choose from {', '.join(KINDS)}")
     return tuple(map(KINDS.index, tokens))
 
 
