@@ -7,14 +7,12 @@
 
 Every round measures everything once, so that a machine that slows down slows everything down; under torchrun all ranks run
 together first, then rank 0 alone. A line gives the median over rounds, the range, and the ratio to the first line. The plain
-super-net step is in fp32 and NCHW memory, with PyTorch's own pooling and batch norm, and with NATS cells that compute each
-operation by itself, as public one-shot code does.
+super-net step is in fp32 and NCHW memory, with PyTorch's own batch norm and pooling.
 """
 
 import json
 import resource
 import statistics
-import sys
 import time
 from itertools import count
 
@@ -23,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from common import data, engine, fast, flags, nats, runtime, spaces
+from common import data, engine, fast, flags, runtime, spaces
 
 CLASSES = 100
 KINDS = ("plain super-net step", "super-net step", "P1 step", "P1 classifier step", "sub-net step", "scoring", "batches")
@@ -88,7 +86,7 @@ def prepare(args, device):
         net = network(archs[0])
         return {"one sub-net": training(net), "one sub-net, graphs": training(net, backbone=fast.captured(net))}
     (small, _), (_, large) = (random_batches(n, args, device) for n in (2000, 50000))
-    plain_net, head = plain(network()), network()
+    head, plain_net = network(), plain(network())
     features = engine.CachedFeatures(head, batches, 1, path)
     subnet_steps = [training(network(arch), one_batch) for arch in archs]
     score = engine.scorer(network(), small, small, 400, 0)
@@ -107,22 +105,9 @@ def prepare(args, device):
     }
 
 
-class PlainCell(nats.Cell):
-    """Every operation has its own ReLU, `none` is a product with 0, and a sum begins with 0."""
-
-    def forward(self, x, arch):
-        nodes = [x, 0, 0, 0]
-        for (node, source), gene, edge in zip(nats.EDGES, arch, self.edges, strict=True):
-            name = nats.OPERATIONS[gene]
-            nodes[node] = nodes[node] + (nodes[source] * 0.0 if name == "none" else edge[name](nodes[source]))
-        return nodes[3]
-
-
 def plain(net):
-    """A super-net with PyTorch's own layers in place of ours."""
+    """The super-net with PyTorch's own layers in the place of ours."""
     for module in list(net.modules()):
-        if isinstance(module, nats.Cell):
-            module.__class__ = PlainCell
         for name, child in module.named_children():
             if isinstance(child, fast.AvgPool3x3):
                 setattr(module, name, nn.AvgPool2d(3, child.stride, 1, count_include_pad=False))
@@ -134,7 +119,7 @@ def plain(net):
 def measure(args, device):
     """{kind: seconds per image in each round}, after one round that is not counted."""
     works = prepare(args, device)
-    works = {kind: work for kind, work in works.items() if kind in (args.only or works)}
+    works = {kind: work for kind, work in works.items() if args.cuda_graphs or kind in (args.only or KINDS)}
     times = {kind: [] for kind in works}
     for _ in range(args.rounds + 1):
         for kind, work in works.items():
@@ -146,15 +131,10 @@ def measure(args, device):
     return {kind: seconds[1:] for kind, seconds in times.items()}
 
 
-def peak_gib(device):
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
-
-
 def main(args):
     device = runtime.setup(args.device, 0)
-    args.only = ["super-net step"] if runtime.world() > 1 else args.only
+    if runtime.world() > 1:
+        args.only, args.cuda_graphs = ["super-net step"], False
     with runtime.user_errors():
         times = measure(args, device)
     if runtime.world() > 1:
@@ -164,7 +144,9 @@ def main(args):
             return
         times = {"one process": measure(args, device)["super-net step"], "together": times["super-net step"]}
 
-    facts = {"flags": vars(args), "figures": {}, "peak_gib": peak_gib(device), **runtime.environment(device)}
+    in_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = (torch.cuda.max_memory_allocated() if device.type == "cuda" else 1024 * in_kib) / 2**30
+    facts = {"flags": vars(args), "figures": {}, "peak_gib": peak, **runtime.environment(device)}
     print(f"{args.space}, {args.channels} channels, {args.cells} cells, batch {args.batch_size}, {args.precision}, "
           f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}, {args.rounds} rounds")  # fmt: skip
     first = next(iter(times))
@@ -173,7 +155,7 @@ def main(args):
         ratio = statistics.median(a / b for a, b in zip(times[first], seconds, strict=True))
         facts["figures"][kind] = {"images/s": median, "low": low, "high": high, f"x {first}": ratio}
         print(f"{kind:<20} {median:>10,.0f} images/s  [{low:,.0f}, {high:,.0f}]  {ratio:.2f} x {first}")
-    print(f"peak memory: {facts['peak_gib']:.2f} GiB")
+    print(f"peak memory: {peak:.2f} GiB")
     if args.json:
         with runtime.user_errors():
             runtime.write(args.json, json.dumps(facts, indent=1))

@@ -32,14 +32,15 @@ def from_string(text):
     tokens = [token for token in re.split(r"[|+]", text.strip()) if token]
     if len(tokens) != len(EDGES):
         raise ValueError(f"a NATS-Bench architecture has {len(EDGES)} tokens 'op~input', this has {len(tokens)}: '{text}'")
-    for token, (node, source) in zip(tokens, EDGES, strict=True):
-        if token not in [f"{name}~{source}" for name in OPERATIONS]:
-            names = ", ".join(OPERATIONS)
-            raise ValueError(f"token '{token}' of node {node} must read 'op~{source}' with an operation of {names}")
-    arch = tuple(OPERATIONS.index(token.partition("~")[0]) for token in tokens)
+    arch = []
+    for token, (_, source) in zip(tokens, EDGES, strict=True):
+        choices = [f"{name}~{source}" for name in OPERATIONS]
+        if token not in choices:
+            raise ValueError(f"token '{token}' must be one of {', '.join(choices)}")
+        arch.append(choices.index(token))
     if text.strip() != to_string(arch):
         raise ValueError(f"'{text}' must read '{to_string(arch)}'")
-    return arch
+    return tuple(arch)
 
 
 def canonical(arch):
@@ -106,25 +107,21 @@ class Cell(nn.Module):
             self.edges.append(nn.ModuleDict({name: OPS[name](channels, 1, affine) for name in names if name != "none"}))
 
     def forward(self, x, arch=None):
-        arch, nodes, rectified = arch or self.arch, [x], {}
-        for node in (1, 2, 3):
-            total = None
-            for source in range(node):
-                edge, out = EDGES.index((node, source)), nodes[source]
-                name = OPERATIONS[arch[edge]]
-                if name == "none":
-                    continue
-                op = self.edges[edge][name]
-                if name.startswith("nor_conv"):  # all ReLU-Conv-BN edges that leave a node share its ReLU
-                    if source not in rectified:
-                        rectified[source] = op[0](out)
-                    out = op[2](op[1](rectified[source]))
-                else:
-                    out = op(out)
-                is_a_node = any(total is other for other in nodes)  # a skip connection: adding in place would change it
-                total = out if total is None else total + out if is_a_node else total.add_(out)
-            nodes.append(torch.zeros_like(x) if total is None else total)
-        return nodes[3]
+        nodes, rectified = [x, None, None, None], {}  # None: no edge yet, a sum of zero
+        for (node, source), gene, edge in zip(EDGES, arch or self.arch, self.edges, strict=True):
+            name = OPERATIONS[gene]
+            if name == "none":
+                continue
+            out = torch.zeros_like(x) if nodes[source] is None else nodes[source]
+            if name.startswith("nor_conv"):  # all ReLU-Conv-BN edges that leave a node share its ReLU
+                relu, conv, bn = edge[name]
+                if source not in rectified:
+                    rectified[source] = relu(out)
+                out = bn(conv(rectified[source]))
+            else:
+                out = edge[name](out)
+            nodes[node] = out if nodes[node] is None else nodes[node] + out
+        return torch.zeros_like(x) if nodes[3] is None else nodes[3]
 
 
 class Reduction(nn.Module):
