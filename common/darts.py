@@ -15,7 +15,7 @@ from itertools import combinations
 import torch
 from torch import nn
 
-from .fast import BatchNorm2d, lay_out
+from .fast import BatchNorm2d
 from .ops import OPS, FactorizedReduce, relu_conv_bn
 
 OPERATIONS = (
@@ -132,7 +132,7 @@ class Network(nn.Module):
             self.cells.append(Cell(c_prev_prev, c_prev, channels, reduction, reduction_prev, arch, affine))
             reduction_prev, c_prev_prev, c_prev = reduction, c_prev, NODES * channels
         self.classifier = nn.Linear(c_prev, num_classes)
-        lay_out(self)
+        self.to(memory_format=torch.channels_last)  # what tensor cores need
 
     def features(self, x, arch=None):
         """phi(a, w_a): images (B, 3, H, W) -> pooled backbone output (B, classifier.in_features)."""

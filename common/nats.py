@@ -11,7 +11,7 @@ from itertools import permutations
 import torch
 from torch import nn
 
-from .fast import BatchNorm2d, lay_out
+from .fast import BatchNorm2d
 from .ops import OPS, relu_conv_bn
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -157,7 +157,7 @@ class Network(nn.Module):
             self.blocks.extend(Cell(width, arch, affine) for _ in range(cells))
         self.last = nn.Sequential(BatchNorm2d(4 * channels, affine=affine), nn.ReLU())
         self.classifier = nn.Linear(4 * channels, num_classes)
-        lay_out(self)
+        self.to(memory_format=torch.channels_last)  # what tensor cores need
 
     def features(self, x, arch=None):
         """phi(a, w_a): images (B, 3, H, W) -> pooled backbone output (B, 4C)."""

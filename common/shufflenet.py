@@ -9,7 +9,7 @@ import math
 import torch
 from torch import nn
 
-from .fast import BatchNorm2d, lay_out
+from .fast import BatchNorm2d
 
 KINDS = ("3", "5", "7", "x")
 STAGES = (4, 4, 8, 4)  # genes, one for each block
@@ -100,7 +100,7 @@ class Network(nn.Module):
                 c_in = c_out
         self.last = nn.Sequential(*point_wise(c_in, last, affine))
         self.classifier = nn.Linear(last, num_classes)
-        lay_out(self)
+        self.to(memory_format=torch.channels_last)  # what tensor cores need
 
     def features(self, x, arch=None):
         """phi(a, w_a): images (B, 3, H, W) -> pooled backbone output (B, 16 C)."""
