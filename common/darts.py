@@ -9,12 +9,13 @@ Inputs 0 and 1 are the two previous cells, 2.. the cell's own nodes. A node's in
 """
 
 import ast
+import re
 from itertools import combinations
 
 import torch
 from torch import nn
 
-from .fast import BatchNorm2d, lay_out
+from .fast import BatchNorm2d
 from .ops import OPS, FactorizedReduce, relu_conv_bn
 
 OPERATIONS = (
@@ -36,66 +37,51 @@ def decode(arch):
     return tuple(nodes[:NODES]), tuple(nodes[NODES:])
 
 
-def encode(cells):
-    """The inverse of `decode`; a node's two (operation, input) may come in either order. ValueError says what is wrong."""
-    arch = []
-    for cell in cells:
-        if len(cell) != NODES:
-            raise ValueError(f"a DARTS cell has {NODES} nodes, this has {len(cell)}")
-        for node, edges in enumerate(cell):
-            for name, source in edges:
-                if name not in OPERATIONS:
-                    raise ValueError(f"unknown operation in token '{name}~{source}': choose from {', '.join(OPERATIONS)}")
-            edges = sorted(edges, key=lambda edge: edge[1])
-            pair = tuple(source for _, source in edges)
-            if pair not in PAIRS[node]:
-                tokens = "|".join(f"{name}~{source}" for name, source in edges)
-                raise ValueError(f"'|{tokens}|': node {node} takes two distinct inputs from 0 to {node + 1}")
-            arch += [PAIRS[node].index(pair), *(OPERATIONS.index(name) for name, _ in edges)]
-    return tuple(arch)
-
-
 def to_string(arch):
     """24 genes -> string."""
     return "//".join("+".join("|" + "".join(f"{n}~{s}|" for n, s in node) for node in cell) for cell in decode(arch))
 
 
 def from_string(text):
-    """A string, or a `Genotype(...)` literal as DARTS prints it -> 24 genes. ValueError names the token that is wrong."""
-    text = text.strip()
-    if text.startswith("Genotype"):
-        return _from_genotype(text)
-    cells = text.split("//")
-    if len(cells) != 2:
-        raise ValueError(f"a DARTS architecture is two cells joined by '//', this is {len(cells)}: '{text}'")
-    return encode([[_parse_node(part) for part in cell.split("+")] for cell in cells])
+    """A string, or a `Genotype(...)` literal as DARTS prints it -> 24 genes. ValueError names the token that is wrong.
 
-
-def _parse_node(part):
-    tokens = part[1:-1].split("|")
-    if not (part.startswith("|") and part.endswith("|") and len(tokens) == 2):
-        raise ValueError(f"a node reads '|op~input|op~input|', this is '{part}'")
-    edges = [token.partition("~")[::2] for token in tokens]
-    for token, (_, source) in zip(tokens, edges, strict=True):
-        if source not in ("0", "1", "2", "3", "4"):
-            raise ValueError(f"token '{token}' must read 'op~input', with an input from 0 to 4")
-    return [(name, int(source)) for name, source in edges]
+    A node's two tokens may come in either order.
+    """
+    text = _from_genotype(text) if text.strip().startswith("Genotype") else text.strip()
+    cell = r"\+".join([r"\|([^|]*)\|([^|]*)\|"] * NODES)
+    match = re.fullmatch(f"{cell}//{cell}", text)
+    if not match:
+        form = f"'cell//cell', and a cell of {NODES} nodes '|op~input|op~input|' joined by '+'"
+        raise ValueError(f"a DARTS architecture reads {form}, not '{text}'")
+    arch = []
+    for i in range(2 * NODES):
+        node, tokens = i % NODES, match.groups()[2 * i : 2 * i + 2]
+        edges = {f"{op}~{source}": (source, OPERATIONS.index(op)) for op in OPERATIONS for source in range(2 + node)}
+        for token in tokens:
+            if token not in edges:
+                need = f"an input from 0 to {node + 1} and an operation of {', '.join(OPERATIONS)}"
+                raise ValueError(f"token '{token}' of node {node} must read 'op~input' with {need}")
+        (one, first), (other, second) = sorted(edges[token] for token in tokens)
+        if one == other:
+            raise ValueError(f"the two inputs of a node must be distinct, not '|{'|'.join(tokens)}|'")
+        arch += [PAIRS[node].index((one, other)), first, second]
+    return tuple(arch)
 
 
 def _from_genotype(text):
+    """A `Genotype(...)` literal -> string."""
     try:
-        fields = {k.arg: ast.unparse(k.value) for k in ast.parse(text, mode="eval").body.keywords}
-        cells = []
-        for kind in ("normal", "reduce"):
-            edges = [(str(name), int(source)) for name, source in ast.literal_eval(fields[kind])]
-            cells.append([edges[i : i + 2] for i in range(0, len(edges), 2)])
-        concat = fields["normal_concat"], fields["reduce_concat"]
-    except (SyntaxError, AttributeError, KeyError, TypeError, ValueError, RecursionError, MemoryError):
+        fields = {k.arg: ast.unparse(k.value) for k in ast.parse(text.strip(), mode="eval").body.keywords}
+        concat, cells = {fields["normal_concat"], fields["reduce_concat"]}, []
+        for edges in (ast.literal_eval(fields[kind]) for kind in ("normal", "reduce")):
+            tokens = [f"{op}~{source}" for op, source in edges]
+            cells.append("+".join(f"|{one}|{other}|" for one, other in zip(tokens[::2], tokens[1::2], strict=True)))
+    except Exception:  # ast raises SyntaxError, ValueError, RecursionError, MemoryError
         form = "Genotype(normal=[(op, input), ...], normal_concat=..., reduce=[...], reduce_concat=...)"
         raise ValueError(f"not a DARTS genotype of the form {form}") from None
-    if not set(concat) <= {"[2, 3, 4, 5]", "range(2, 6)"}:
-        raise ValueError(f"the genotype concatenates {' and '.join(concat)}: only nodes 2 to 5 are supported")
-    return encode(cells)
+    if not concat <= {"[2, 3, 4, 5]", "range(2, 6)"}:
+        raise ValueError(f"the genotype concatenates {' and '.join(sorted(concat))}: only nodes 2 to 5 are supported")
+    return "//".join(cells)
 
 
 class Cell(nn.Module):
@@ -146,7 +132,7 @@ class Network(nn.Module):
             self.cells.append(Cell(c_prev_prev, c_prev, channels, reduction, reduction_prev, arch, affine))
             reduction_prev, c_prev_prev, c_prev = reduction, c_prev, NODES * channels
         self.classifier = nn.Linear(c_prev, num_classes)
-        lay_out(self)
+        self.to(memory_format=torch.channels_last)  # what tensor cores need
 
     def features(self, x, arch=None):
         """phi(a, w_a): images (B, 3, H, W) -> pooled backbone output (B, classifier.in_features)."""

@@ -1,25 +1,10 @@
-"""Faster layers and layouts with the same results. Skip this file to follow the method; `benchmark.py` shows the gains."""
+"""Faster layers with the same results. Skip this file to follow the method; `benchmark.py` shows the gains."""
 
-import ctypes
 import functools
-from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-
-def lay_out(net):
-    """Lays weights out channels-last, which is twice as fast on a CPU and what tensor cores need.
-
-    Without a GPU it also makes glibc keep large freed blocks: returning and remapping them took a third of a training step.
-    """
-    net.to(memory_format=torch.channels_last)
-    if not torch.cuda.is_available():
-        with suppress(OSError, AttributeError, TypeError):  # another C library
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped on its own
-            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
 
 
 def _as_row(values, width):

@@ -5,12 +5,13 @@ An architecture is six genes, one per edge of the cell's complete graph on four 
     |op~0|+|op~0|op~1|+|op~0|op~1|op~2|        the edges into nodes 1, 2 and 3
 """
 
+import re
 from itertools import permutations
 
 import torch
 from torch import nn
 
-from .fast import BatchNorm2d, lay_out
+from .fast import BatchNorm2d
 from .ops import OPS, relu_conv_bn
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -28,22 +29,17 @@ def to_string(arch):
 
 def from_string(text):
     """The benchmark's string -> six genes. ValueError names the token that is wrong."""
-    nodes = text.strip().split("+")
-    if len(nodes) != 3:
-        raise ValueError(f"a NATS-Bench architecture has 3 nodes joined by '+', this has {len(nodes)}: '{text}'")
+    tokens = [token for token in re.split(r"[|+]", text.strip()) if token]
+    if len(tokens) != len(EDGES):
+        raise ValueError(f"a NATS-Bench architecture has {len(EDGES)} tokens 'op~input', this has {len(tokens)}: '{text}'")
     arch = []
-    for node, part in enumerate(nodes, start=1):
-        if not (part.startswith("|") and part.endswith("|") and len(part) > 1):
-            raise ValueError(f"node {node} must begin and end with '|': '{part}'")
-        if len(tokens := part[1:-1].split("|")) != node:
-            raise ValueError(f"node {node} has {node} inputs, this has {len(tokens)}: '{part}'")
-        for source, token in enumerate(tokens):
-            name = token.partition("~")[0]
-            if name not in OPERATIONS:
-                raise ValueError(f"unknown operation in token '{token}': choose from {', '.join(OPERATIONS)}")
-            if token != f"{name}~{source}":
-                raise ValueError(f"token '{token}' of node {node} must read '{name}~{source}'")
-            arch.append(OPERATIONS.index(name))
+    for token, (_, source) in zip(tokens, EDGES, strict=True):
+        choices = [f"{name}~{source}" for name in OPERATIONS]
+        if token not in choices:
+            raise ValueError(f"token '{token}' must be one of {', '.join(choices)}")
+        arch.append(choices.index(token))
+    if text.strip() != to_string(arch):
+        raise ValueError(f"'{text}' must read '{to_string(arch)}'")
     return tuple(arch)
 
 
@@ -55,22 +51,18 @@ def canonical(arch):
     connections are followed. The pool of a sum is the sum of pools. The order of a sum is ignored. Two convolutions of the
     same input have weights of their own and stay two. 5,044 of the 15,625 architectures are distinct.
     """
-    nodes = [((0, None),)]  # a node is a sum of terms (number of poolings, edge of a convolution or None: the cell's input)
-    convs = {}  # edge -> (operation, terms of its input)
-    for node in (1, 2, 3):
-        terms = []
-        for source in range(node):
-            edge = EDGES.index((node, source))
-            name, inputs = OPERATIONS[arch[edge]], nodes[source]
-            if name == "skip_connect":
-                terms += inputs
-            elif name == "avg_pool_3x3":
-                terms += [(pooled + 1, conv) for pooled, conv in inputs]
-            elif name != "none" and inputs:
-                convs[edge] = name, inputs
-                terms.append((0, edge))
-        nodes.append(tuple(terms))
-    live, reached = [], list(nodes[3])
+    # A node is a sum of terms: (number of poolings, edge of a convolution or None: the cell's input).
+    nodes, convs = [[(0, None)], [], [], []], {}  # convs: edge -> (operation, terms of its input)
+    for edge, ((node, source), gene) in enumerate(zip(EDGES, arch, strict=True)):
+        name, inputs = OPERATIONS[gene], nodes[source]
+        if name == "skip_connect":
+            nodes[node] += inputs
+        elif name == "avg_pool_3x3":
+            nodes[node] += [(pooled + 1, conv) for pooled, conv in inputs]
+        elif name != "none" and inputs:
+            convs[edge] = name, inputs
+            nodes[node].append((0, edge))
+    live, reached = [], [*nodes[3]]
     while reached:
         _, conv = reached.pop()
         if conv is not None and conv not in live:
@@ -115,25 +107,21 @@ class Cell(nn.Module):
             self.edges.append(nn.ModuleDict({name: OPS[name](channels, 1, affine) for name in names if name != "none"}))
 
     def forward(self, x, arch=None):
-        arch, nodes, rectified = arch or self.arch, [x], {}
-        for node in (1, 2, 3):
-            total = None
-            for source in range(node):
-                edge, out = EDGES.index((node, source)), nodes[source]
-                name = OPERATIONS[arch[edge]]
-                if name == "none":
-                    continue
-                op = self.edges[edge][name]
-                if name.startswith("nor_conv"):  # all ReLU-Conv-BN edges that leave a node share its ReLU
-                    if source not in rectified:
-                        rectified[source] = op[0](out)
-                    out = op[2](op[1](rectified[source]))
-                else:
-                    out = op(out)
-                is_a_node = any(total is other for other in nodes)  # a skip connection: adding in place would change it
-                total = out if total is None else total + out if is_a_node else total.add_(out)
-            nodes.append(torch.zeros_like(x) if total is None else total)
-        return nodes[3]
+        nodes, rectified = [x, None, None, None], {}  # None: no edge yet, a sum of zero
+        for (node, source), gene, edge in zip(EDGES, arch or self.arch, self.edges, strict=True):
+            name = OPERATIONS[gene]
+            if name == "none":
+                continue
+            out = torch.zeros_like(x) if nodes[source] is None else nodes[source]
+            if name.startswith("nor_conv"):  # all ReLU-Conv-BN edges that leave a node share its ReLU
+                relu, conv, bn = edge[name]
+                if source not in rectified:
+                    rectified[source] = relu(out)
+                out = bn(conv(rectified[source]))
+            else:
+                out = edge[name](out)
+            nodes[node] = out if nodes[node] is None else nodes[node] + out
+        return torch.zeros_like(x) if nodes[3] is None else nodes[3]
 
 
 class Reduction(nn.Module):
@@ -169,7 +157,7 @@ class Network(nn.Module):
             self.blocks.extend(Cell(width, arch, affine) for _ in range(cells))
         self.last = nn.Sequential(BatchNorm2d(4 * channels, affine=affine), nn.ReLU())
         self.classifier = nn.Linear(4 * channels, num_classes)
-        lay_out(self)
+        self.to(memory_format=torch.channels_last)  # what tensor cores need
 
     def features(self, x, arch=None):
         """phi(a, w_a): images (B, 3, H, W) -> pooled backbone output (B, 4C)."""

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import nn
 
-from .fast import BatchNorm2d, lay_out
+from .fast import BatchNorm2d
 
 KINDS = ("3", "5", "7", "x")
 STAGES = (4, 4, 8, 4)  # genes, one for each block
@@ -29,9 +29,8 @@ def from_string(text):
     tokens = text.strip().split("-")
     if len(tokens) != len(CHOICES):
         raise ValueError(f"a ShuffleNet architecture has {len(CHOICES)} tokens joined by '-', this has {len(tokens)}: '{text}'")
-    for token in tokens:
-        if token not in KINDS:
-            raise ValueError(f"unknown block '{token}': choose from {', '.join(KINDS)}")
+    if unknown := set(tokens) - set(KINDS):
+        raise ValueError(f"unknown block '{min(unknown)}': choose from {', '.join(KINDS)}")
     return tuple(map(KINDS.index, tokens))
 
 
@@ -101,7 +100,7 @@ class Network(nn.Module):
                 c_in = c_out
         self.last = nn.Sequential(*point_wise(c_in, last, affine))
         self.classifier = nn.Linear(last, num_classes)
-        lay_out(self)
+        self.to(memory_format=torch.channels_last)  # what tensor cores need
 
     def features(self, x, arch=None):
         """phi(a, w_a): images (B, 3, H, W) -> pooled backbone output (B, 16 C)."""

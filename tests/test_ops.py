@@ -54,7 +54,7 @@ def test_average_pooling_is_pytorchs(shape, stride):
 
 
 def test_a_cell_is_the_sum_over_its_edges_and_leaves_its_input_alone():
-    """Against the definition, edge by edge: the cell shares a node's ReLU, and adds in place."""
+    """Against the definition, edge by edge: the cell shares a ReLU among the edges of a node."""
     torch.manual_seed(0)
     cell = nats.Cell(4, None, affine=False).train()
     archs = [(1, 3, 3, 1, 1, 4), (3, 3, 3, 3, 3, 3), (1, 1, 2, 1, 3, 1), (0, 0, 1, 0, 3, 1), (4, 1, 4, 3, 2, 1)]
