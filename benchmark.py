@@ -13,6 +13,7 @@ super-net step is in fp32 and NCHW memory, with PyTorch's own batch norm and poo
 import json
 import resource
 import statistics
+import sys
 import time
 from itertools import count
 
@@ -144,8 +145,9 @@ def main(args):
             return
         times = {"one process": measure(args, device)["super-net step"], "together": times["super-net step"]}
 
-    in_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak = (torch.cuda.max_memory_allocated() if device.type == "cuda" else 1024 * in_kib) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = (torch.cuda.max_memory_allocated() if device.type == "cuda" else peak) / 2**30
     facts = {"flags": vars(args), "figures": {}, "peak_gib": peak, **runtime.environment(device)}
     print(f"{args.space}, {args.channels} channels, {args.cells} cells, batch {args.batch_size}, {args.precision}, "
           f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}, {args.rounds} rounds")  # fmt: skip

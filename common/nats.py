@@ -144,8 +144,6 @@ class Network(nn.Module):
     A sub-net's parameters have the names of the same operations in the super-net.
     """
 
-    to_string = staticmethod(to_string)
-
     def __init__(self, num_classes, channels=DEFAULTS["channels"], cells=DEFAULTS["cells"], arch=None):
         super().__init__()
         affine = arch is not None

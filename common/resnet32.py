@@ -46,8 +46,6 @@ class Block(nn.Module):
 class Network(nn.Module):
     """(B, 3, H, W) images -> (B, num_classes) logits. 464,154 parameters at 10 classes."""
 
-    to_string = staticmethod(to_string)
-
     def __init__(self, num_classes, channels=DEFAULTS["channels"], cells=DEFAULTS["cells"], arch=None):
         super().__init__()
         affine = arch is not None

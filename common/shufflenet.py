@@ -83,8 +83,6 @@ class Network(nn.Module):
     in the super-net.
     """
 
-    to_string = staticmethod(to_string)
-
     def __init__(self, num_classes, channels=DEFAULTS["channels"], cells=DEFAULTS["cells"], arch=None):
         super().__init__()
         affine, c_in, last = arch is not None, _even(channels / 4), 16 * channels
