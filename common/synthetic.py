@@ -59,14 +59,14 @@ def _paint_chunk(shape, texture, colour, n, size, generator):
     def uniform(low, high, *columns):
         return low + (high - low) * torch.rand(n, 1, 1, *columns, generator=generator)
 
-    axis, angle, scale = torch.linspace(-1, 1, size), uniform(-0.5, 0.5), uniform(0.7, 1.1)
+    axis, angle, scale = torch.linspace(-1, 1, size), uniform(-0.3, 0.3), uniform(0.8, 1.1)
     x, y = axis - uniform(-0.2, 0.2), axis[:, None] - uniform(-0.2, 0.2)
     u = (x * angle.cos() + y * angle.sin()) / scale  # (n, size, size): the object may be off centre, turned and scaled
     v = (y * angle.cos() - x * angle.sin()) / scale
     inside = (0.5 - size / 4 * shape(u, v)).clamp(0, 1)  # 1 in the object, 0 outside, with an edge two pixels wide
     bright = (1 + texture(u, v)) / 2
-    ground, contrast = uniform(0.2, 0.8, 3), uniform(0.5, 1, 1)
-    light = lerp(ground, lerp(uniform(0, 1, 3), colour, 0.8), contrast)
+    ground, contrast = uniform(0.2, 0.8, 3), uniform(0.6, 1, 1)
+    light = lerp(ground, lerp(uniform(0, 1, 3), colour, 0.9), contrast)
     dark = lerp(ground, uniform(0, 1, 3), contrast)
     image = lerp(ground, lerp(dark, light, bright[..., None]), inside[..., None])
     noise = torch.empty_like(image).normal_(generator=generator)
