@@ -1,12 +1,12 @@
 """Images painted from a seed, so that everything runs where nothing can be downloaded: `synthetic10`, `synthetic100`.
 
-A class is a shape with a texture and a preference for one of ten colours. Position, size, angle, colours, contrast, background,
-clutter and noise are drawn for each image. In some images the object is hardly visible, so no network reaches 100 %.
+A class is a shape with a texture, in shades of one of ten colours. Position, size, angle, colours, contrast, background and
+noise are drawn for each image.
 """
 
 import numpy as np
 import torch
-from torch import maximum, minimum
+from torch import lerp, maximum, minimum
 
 SHAPES = {  # (u, v) in [-1, 1] around the object's centre -> signed distance to its outline, negative inside
     "disc": lambda u, v: (u * u + v * v).sqrt() - 0.8,
@@ -49,40 +49,25 @@ def paint(classes, split, size=32, seed=0):
     colours, chunk, images = 0.5 + 0.5 * hues.cos(), min(per_class, CHUNK), []
     for s, t in pairs:
         for _ in range(per_class // chunk):
-            images.append(_paint_chunk(shapes[s], textures[t], colours[(s + t) % 10], chunk, size, generator))
+            images.append(_paint_chunk(shapes[s], textures[t], colours[t], chunk, size, generator))
     return torch.cat(images), np.repeat(np.arange(classes), per_class)
 
 
 def _paint_chunk(shape, texture, colour, n, size, generator):
     """n images of one class: uint8 (n, size, size, 3)."""
-    axis = torch.linspace(-1, 1, size)
 
     def uniform(low, high, *columns):
-        return low + (high - low) * torch.rand(n, *(columns or (1, 1)), generator=generator)
+        return low + (high - low) * torch.rand(n, 1, 1, *columns, generator=generator)
 
-    def coordinates(spread, smallest, largest):
-        """(u, v) of every pixel, as seen by an object that is off centre, turned and scaled: two (n, size, size)."""
-        angle, scale = uniform(-0.5, 0.5), uniform(smallest, largest)
-        x, y = axis[None, None, :] - uniform(-spread, spread), axis[None, :, None] - uniform(-spread, spread)
-        cos, sin = angle.cos() / scale, angle.sin() / scale
-        return x * cos + y * sin, y * cos - x * sin
-
-    u, v = coordinates(0.2, 0.7, 1.1)
+    axis, angle, scale = torch.linspace(-1, 1, size), uniform(-0.3, 0.3), uniform(0.8, 1.1)
+    x, y = axis - uniform(-0.2, 0.2), axis[:, None] - uniform(-0.2, 0.2)
+    u = (x * angle.cos() + y * angle.sin()) / scale  # (n, size, size): the object may be off centre, turned and scaled
+    v = (y * angle.cos() - x * angle.sin()) / scale
     inside = (0.5 - size / 4 * shape(u, v)).clamp(0, 1)  # 1 in the object, 0 outside, with an edge two pixels wide
-    brightness = texture(u, v)
-    p, q = coordinates(0.9, 0.15, 0.35)  # clutter: a small ellipse, in front of the object or behind it
-    clutter = (0.5 - size / 8 * (p * p + 2 * q * q - 1)).clamp(0, 1)
-    in_front = (uniform(0, 1) < 0.5).float()
-    ground, slope = uniform(0.2, 0.8, 3), uniform(-0.3, 0.3, 3)
-    contrast = uniform(0, 1)[..., 0]
-    light = torch.lerp(ground, torch.lerp(uniform(0, 1, 3), colour, 0.7), contrast)
-    dark = torch.lerp(ground, uniform(0, 1, 3), contrast)
-    colours = ground, slope, (light + dark) / 2, (light - dark) / 2, uniform(0, 1, 3)
-    image = torch.empty(n, size, size, 3)
-    for c in range(3):
-        ground, slope, middle, half, clutter_colour = (colour[:, c, None, None] for colour in colours)
-        plane = torch.lerp(ground + slope * axis[None, :, None], clutter_colour, clutter * (1 - in_front))
-        plane = torch.lerp(plane, middle + half * brightness, inside)
-        image[..., c] = torch.lerp(plane, clutter_colour, clutter * in_front)
+    bright = (1 + texture(u, v)) / 2
+    ground, contrast = uniform(0.2, 0.8, 3), uniform(0.6, 1, 1)
+    light = lerp(ground, lerp(uniform(0, 1, 3), colour, 0.9), contrast)
+    dark = lerp(ground, uniform(0, 1, 3), contrast)
+    image = lerp(ground, lerp(dark, light, bright[..., None]), inside[..., None])
     noise = torch.empty_like(image).normal_(generator=generator)
-    return image.addcmul_(noise, uniform(0.02, 0.1)[..., None]).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+    return image.addcmul_(noise, uniform(0.02, 0.06, 1)).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
