@@ -31,8 +31,6 @@ SETTING = {  # flag: the paper's value, type, help
     "adapt_epochs": (200, flags.positive_int, "epochs of P1 and P2"),
     "target_epochs": (600, flags.positive_int, "epochs of the target's super-net (P3)"),
     "subnet_epochs": (200, flags.positive_int, "epochs of a sub-net"),
-    "subnet_lr": (None, flags.positive, "initial learning rate of a sub-net (default: 0.1)"),
-    "reweight_from": (None, flags.positive_int, "epoch from which a sub-net's loss is re-weighted (default: 160 of 200)"),
     "warmup": (5, flags.count, "warm-up epochs when training from scratch"),
     "generations": (20, flags.positive_int, "generations of a search"),
     "population": (50, flags.positive_int, "architectures a generation, half by crossover and half by mutation"),
@@ -51,9 +49,8 @@ SCALES = {  # what differs from the paper
               "source_epochs": 60, "adapt_epochs": 20, "target_epochs": 60, "subnet_epochs": 60, "warmup": 2, "seeds": 5},
     # A toy: one transfer between small made-up images.
     "quick": {"tables": ["6", "fig2"], "ratios": [100], "source": "synthetic100", "target": "synthetic10", "image_size": 16,
-              "channels": 8, "cells": 1, "source_epochs": 1, "adapt_epochs": 2, "target_epochs": 5, "subnet_epochs": 13,
-              "subnet_lr": 0.05, "reweight_from": 6, "warmup": 0, "generations": 3, "population": 10, "bn_images": 500,
-              "val_images": 1000, "seeds": 1, "jobs": 2},
+              "channels": 8, "cells": 1, "source_epochs": 1, "adapt_epochs": 2, "target_epochs": 4, "subnet_epochs": 8,
+              "warmup": 0, "generations": 3, "population": 10, "bn_images": 500, "val_images": 1000, "seeds": 1, "jobs": 2},
 }  # fmt: skip
 
 

@@ -81,8 +81,7 @@ class Plan(dict):
     def retrain(self, name, arch, dataset, ratio, seed, step="sub-net step", needs=()):
         """Trains an architecture from scratch."""
         args, (flags, images) = self.args, self.long_tailed(dataset, ratio)
-        command = ["retrain.py", *arch, *flags, *given(epochs=args.subnet_epochs, lr=args.subnet_lr)]
-        command += given(reweight_from=args.reweight_from, warmup=args.warmup, seed=seed)
+        command = ["retrain.py", *arch, *flags, *given(epochs=args.subnet_epochs, warmup=args.warmup, seed=seed)]
         return self.add(f"retrain_{name}", command, seed, {step: args.subnet_epochs * images}, needs)
 
     def cells(self, numbers, columns, stage_of, keys=(("accuracy", "all"),)):
@@ -136,8 +135,7 @@ def figure_1(plan):
     for seed, dataset, ratio in product(range(args.seeds), (args.source, args.target), (1, 50, 100)):
         flags, images = plan.long_tailed(dataset, ratio)
         command = ["rank_transfer.py", "--datasets", f"{dataset}:{ratio}", *flags[4:]]  # without --dataset and --imbalance
-        command += given(channels=args.channels, cells=args.cells, epochs=args.subnet_epochs, lr=args.subnet_lr)
-        command += given(reweight_from=args.reweight_from, warmup=args.warmup, seeds=seed)
+        command += given(channels=args.channels, cells=args.cells, epochs=args.subnet_epochs, warmup=args.warmup, seeds=seed)
         work = {"sub-net step of Figure 1": 135 * args.subnet_epochs * images}
         plan.add(f"rank_{short(dataset, ratio)}_s{seed}", command, seed, work)
     return ()

@@ -298,7 +298,7 @@ class Finished:
 def test_quick_runs_resumes_and_reports(images, tmp_path, monkeypatch, capsys):
     """The source super-net is a process of its own. The other stages run in this one, which has imported torch already."""
     argv = ["--source", images, "--target", images, "--ratios", 5, "--channels", 4, "--source-epochs", 1, "--adapt-epochs", 1,
-            "--target-epochs", 1, "--subnet-epochs", 1, "--reweight-from", 1, "--generations", 1, "--population", 2,
+            "--target-epochs", 1, "--subnet-epochs", 1, "--generations", 1, "--population", 2,
             "--val-images", 12, "--out", tmp_path / "quick"]  # fmt: skip
     processes, real = [], runner.start
 
