@@ -11,6 +11,7 @@ tau matrix and writes tau.json to --out; it also reads a CSV with a header `arch
 balanced datasets and low across imbalance (Figure 1).
 """
 
+import argparse
 import itertools
 import json
 import math
@@ -64,6 +65,8 @@ def parse_args(argv=None):
 def dataset_and_ratio(text):
     """An argparse type: `dataset:ratio` -> (dataset, ratio)."""
     dataset, _, ratio = text.rpartition(":")
+    if not dataset:
+        raise argparse.ArgumentTypeError(f"must be DATASET:R, such as cifar10:100, not '{text}'")
     return dataset, flags.ratio(ratio)
 
 

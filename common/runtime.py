@@ -2,7 +2,6 @@
 
 import argparse
 import ctypes
-import fcntl
 import importlib.metadata
 import io
 import json
@@ -249,11 +248,13 @@ class Run:
         """Makes sure that two processes never share the folder. UserError if another one has it."""
         self.lock = open(self.path("lock"), "w")  # noqa: SIM115
         try:
+            import fcntl
+
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise UserError(f"another process is working in '{self.folder}'") from None
-        except OSError:
-            pass  # a file system without locks
+        except (ImportError, OSError):
+            pass  # Windows, or a file system without locks
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -312,6 +313,6 @@ class Run:
         """Writes result.json, last of all."""
         if rank() == 0:
             write(self.path("result.json"), json.dumps(result, indent=1))
-            os.remove(self.lock.name)
             self.lock.close()
+            os.remove(self.lock.name)
         print0(f"{self.folder}: done, see {self.path('result.json')}")
