@@ -1,6 +1,6 @@
 """The paper's tables and figures as a plan of the scripts' own commands: list it, price it, run it, report it.
 
-    python reproduce.py quick                           # a toy transfer in 80 seconds on two CPU cores, no download
+    python reproduce.py quick                           # a toy transfer in two minutes on two CPU cores, no download
     python reproduce.py list 3a fig2                    # the commands behind a table or figure, and which are done
     python reproduce.py cost 3a fig2                    # the hours they would take here, at speeds measured by benchmark.py
     python reproduce.py run 3a fig2 --gpus 0,1,2,3      # run what is missing, one run per GPU; --jobs 4: four on each
