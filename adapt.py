@@ -22,7 +22,7 @@ def parse_args(argv=None):
     group = parser.add_argument_group("adaptation")
     group.add_argument("--procedure", choices=("P0", "P1", "P2"), default="P1", help="way to adapt, Table 2")
     group.add_argument("--supernet", required=True, help="supernet.pt of the source")
-    text = "P2: freeze the backbone after E epochs, Table 4 (default: never; 0: in all)"
+    text = "P2: freeze the backbone after E epochs, Table 4 (default: never; 0: from the start)"
     group.add_argument("--backbone-epochs", type=flags.count, metavar="E", help=text)
     text = "with a frozen backbone: recompute its features only every K epochs and reuse them, reshuffled, in between"
     group.add_argument("--features-every", type=flags.positive_int, default=1, metavar="K", help=text)
@@ -48,7 +48,7 @@ def main(args):
     source, net = spaces.load_supernet(args.supernet)
     shape = {key: source[key] for key in ("space", "channels", "cells")}
     facts = {"procedure": args.procedure, "dataset": args.dataset, "imbalance": args.imbalance, "seed": args.seed}
-    if args.procedure == "P0":  # the flags of data are ignored: search.py reads the source's from the checkpoint
+    if args.procedure == "P0":  # search.py reads the source's data flags from the checkpoint
         run.begin()
         return run.finish_supernet(net, facts, epochs=0, **shape, loss=source["loss"], data=source["data"])
 

@@ -56,7 +56,7 @@ def parse_args(argv=None):
     flags.add_run(parser, out="runs/rank_transfer", seeds=True)
     args = parser.parse_args(argv)
     if args.supernet is not None and len(args.seeds) > 1:
-        raise runtime.UserError("--supernet takes only one of --seeds: it chooses the BN images, as search.py's --seed does")
+        raise runtime.UserError("with --supernet, give --seeds one seed: it chooses the BN images, as search.py's --seed does")
     args.datasets = args.datasets or PAPER
     flags.fill_schedule(args, epochs=200, milestones=(160, 180), reweight_from=160)
     return args

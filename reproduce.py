@@ -69,7 +69,7 @@ def parse_args(argv=None):
     add("--data-root", help="where CIFAR is kept or downloaded to (default: data)")
     add("--out", help="folder of all runs (default: runs/SCALE)")
     add("--gpus", type=gpus, metavar="0,1,...", help="GPUs that runs are handed out to")
-    add("--cuda-graphs", action="store_true", help="sub-nets in CUDA graphs: sooner than cost says")
+    add("--cuda-graphs", action="store_true", help="train sub-nets in CUDA graphs, faster than cost estimates")
     add("--jobs", type=flags.positive_int, default=1, help="runs at a time, on each GPU if given")
     text = "run the I-th of N independent parts; runs that share a source super-net stay together"
     add("--shard", type=shard, default=(1, 1), metavar="I/N", help=text)
@@ -122,7 +122,7 @@ def speed(step, args):
 
 
 def workers(args):
-    """The environment variables of each run that goes on at a time: its GPU and its share of the CPU cores."""
+    """The environment variables of each concurrent run: its GPU and its share of the CPU cores."""
     chosen = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in args.gpus or ()] or [{}]
     share = str(max(1, os.cpu_count() // (args.jobs * len(chosen))))
     return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", share), **gpu} for gpu in chosen] * args.jobs

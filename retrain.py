@@ -103,7 +103,7 @@ def main(args):
     share = slice(runtime.rank(), None, runtime.world())
     chunks = engine.normalised_chunks(images[share], batches.normalise)
     per_class = labels.bincount(minlength=num_classes)
-    adjust = partial(losses.adjust_logits, counts=counts)  # after training with CE; other losses have adjusted already
+    adjust = partial(losses.adjust_logits, counts=counts)  # not for BS and LDAM-DRW, which know the counts
     correct = runtime.sum_over_ranks(engine.correct_by_class(net, chunks, labels[share]))
     adjusted = runtime.sum_over_ranks(engine.correct_by_class(net, chunks, labels[share], adjust=adjust))
     if runtime.rank() == 0:

@@ -96,7 +96,7 @@ def main(args):
         train, val = data.load(("train", "val"), **checkpoint["data"], root=args.data_root, device=device)
         score = engine.scorer(net, train, val, args.bn_images, args.seed)
 
-    # optimiser: evolution, from the last generation on that an interrupted search has scored
+    # optimiser: evolution, from the generation after the last that an interrupted search has scored
     lines, scores = read_scores(run.path("scores.jsonl"), space)
     run.begin()
 

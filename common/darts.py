@@ -51,8 +51,8 @@ def from_string(text):
     cell = r"\+".join([r"\|([^|]*)\|([^|]*)\|"] * NODES)
     match = re.fullmatch(f"{cell}//{cell}", text)
     if not match:
-        form = f"'cell//cell', and a cell of {NODES} nodes '|op~input|op~input|' joined by '+'"
-        raise ValueError(f"a DARTS architecture reads {form}, not '{text}'")
+        form = f"'cell//cell', where a cell is {NODES} nodes '|op~input|op~input|' joined by '+'"
+        raise ValueError(f"a DARTS architecture must read {form}, not '{text}'")
     arch = []
     for i in range(2 * NODES):
         node, tokens = i % NODES, match.groups()[2 * i : 2 * i + 2]

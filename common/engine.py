@@ -1,4 +1,4 @@
-"""Train an epoch, evaluate, re-calibrate batch norm, score an architecture. Knows nothing of flags, files or printing."""
+"""Train an epoch, evaluate, re-calibrate batch norm, score an architecture. Does not read flags or files and prints nothing."""
 
 import math
 from contextlib import contextmanager
@@ -110,7 +110,7 @@ def average_statistics(net):
 
 
 def chunks_of(images):
-    """Splits images evenly into forward passes, which on a CPU are small enough for its caches."""
+    """Splits images evenly, one chunk per forward pass. On a CPU a chunk fits its caches."""
     return images.tensor_split(math.ceil(len(images) / (100 if images.device.type == "cpu" else 1000)))
 
 

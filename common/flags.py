@@ -1,4 +1,4 @@
-"""The flags that several scripts share. Every default is the paper's or, where the paper is silent, the field's most used."""
+"""The flags that several scripts share. Every default is the paper's or, where the paper is silent, a common one."""
 
 import argparse
 import math
@@ -61,7 +61,7 @@ def add_data(parser, dataset, imbalance):
 
 
 def add_draw(group):
-    """The data flags of a script that takes several datasets."""
+    """The data flags that do not name a dataset."""
     add = group.add_argument
     add("--data-seed", type=seed, default=0, help="seed of the long-tail draw and the hold-out")
     text = "hold out K training images a class before the long-tail draw, to search on; 0: search on the test split"
@@ -109,7 +109,7 @@ def add_training(parser, lr, warmup, epochs, milestones, reweight_from):
     add("--lr", type=positive, default=lr, help="initial learning rate")
     text = f"epochs, counted from 1, at which the learning rate is multiplied by 0.01 (default: {milestones})"
     add("--milestones", type=positive_int, nargs="*", metavar="E", help=text)
-    add("--warmup", type=count, default=warmup, help="epochs of linear warm-up")
+    add("--warmup", type=count, default=warmup, help="epochs of linear warm-up, not scaled to --epochs")
     text = f"epoch from which a -DRW loss is re-weighted (default: {reweight_from})"
     add("--reweight-from", type=positive_int, metavar="E", help=text)
     add("--beta", type=float, default=0.9999, help="beta of the effective number (1 - beta^n) / (1 - beta)")
@@ -121,7 +121,7 @@ def add_training(parser, lr, warmup, epochs, milestones, reweight_from):
 
 
 def fill_schedule(args, epochs, milestones, reweight_from):
-    """Fills in the schedule that was not given: the paper's, which these are, in proportion to --epochs.
+    """Fills in what was not given of the schedule: the paper's values, which are passed here, scaled to --epochs.
 
     UserError for an epoch beyond the last.
     """
@@ -135,7 +135,7 @@ def fill_schedule(args, epochs, milestones, reweight_from):
         args.reweight_from = scaled(reweight_from)
     latest = max([*args.milestones, args.reweight_from])
     if latest > args.epochs:
-        raise UserError(f"epoch {latest} of --milestones or --reweight-from is beyond the last of the {args.epochs} epochs")
+        raise UserError(f"--milestones or --reweight-from names epoch {latest}, but there are only {args.epochs} epochs")
     if not args.loss.endswith("-DRW"):  # CE and BS are never re-weighted
         args.reweight_from = None
 

@@ -1,4 +1,4 @@
-"""Candidate operations of the search spaces, one line each.
+"""Candidate operations of the NATS and DARTS spaces, one line each.
 
 `OPS[name](channels, stride, affine)` is a module: (B, channels, H, W) -> (B, channels, H / stride, W / stride).
 Convolutions are ReLU-Conv-BN, as in NATS-Bench (Dong et al. 2021) and DARTS (Liu et al. 2019). `affine` gives batch norms

@@ -1,6 +1,6 @@
 """The paper's numbers, the field's numbers, and the four architectures of Table 1, as data.
 
-Numbers are strings, digit for digit as printed. None: not legible in our copy (row P3 of Table 3b; all cells of Figure 1).
+Numbers are strings, as printed. None: not legible in our copy (row P3 of Table 3b; all cells of Figure 1).
 """
 
 # {imbalance ratio: {row: accuracy in %}}, here and below. A1 and A2 are on CIFAR-10, A3 and A4 on CIFAR-100.
@@ -23,7 +23,7 @@ TABLE_3B = {
     800: {"P0": "56.90", "P1": "58.23", "P2": "58.03", "P3": None},
 }
 
-# "P2, 50/200": P2 with a backbone that is frozen after 50 of the 200 epochs. The other rows are the runs of Table 3a (some with a digit less).
+# "P2, 50/200": P2 with a backbone that is frozen after 50 of the 200 epochs. The rest are the runs of Table 3a.
 TABLE_4 = {
     100: {**TABLE_3A[100], "P2, 50/200": "40.06", "P2, 100/200": "41.43", "P2, 150/200": "41.40"},
     200: {**TABLE_3A[200], "P2, 50/200": "35.46", "P2, 100/200": "37.26", "P2, 150/200": "36.63"},

@@ -35,7 +35,7 @@ class Plan(dict):
         return name
 
     def long_tailed(self, dataset, ratio, held_out=None):
-        """(flags, number of training images) of a dataset that is made long-tailed after the hold-out, of so many a class."""
+        """(flags, number of training images) of a dataset made long-tailed after holding out `held_out` images per class."""
         sizes = class_sizes(dataset, "train")
         held_out = math.ceil(self.args.val_images / len(sizes)) if held_out is None else held_out
         flags = given(dataset=dataset, imbalance=f"{ratio:g}", image_size=self.args.image_size, val_per_class=held_out)

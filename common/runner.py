@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Stage(NamedTuple):
-    command: list  # a script, its flags, and last --out and what else does not change the result
+    command: list  # a script, its flags, then --out and other flags that do not change the result
     needs: list  # names of the stages whose products it reads
     seed: int
     work: dict  # {kind of step: images}

@@ -132,7 +132,7 @@ def setup(device, seed, group=True):
         end_with_parent()
     if group and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            try:  # a torchrun that was killed before the call of `end_with_parent` would be waited for ten minutes
+            try:  # else ranks wait ten minutes for a torchrun that was killed before `end_with_parent` ran
                 socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=30).close()
             except OSError:
                 raise OSError("torchrun ended before this rank began") from None
@@ -215,7 +215,7 @@ NEUTRAL = {"out", "device", "data_root", "cuda_graphs"}  # flags that do not cha
 
 
 class Run:
-    """A run folder: config.json, metrics.jsonl, last.pt, the product, and result.json, whose presence means done."""
+    """A run folder: config.json, what a resume needs (last.pt), the product, and result.json, whose presence means done."""
 
     def __init__(self, args, device):
         self.folder, self.history = args.out, []
@@ -245,7 +245,7 @@ class Run:
             raise UserError(f"'{self.folder}' holds a run with other flags: {', '.join(changed)}")
 
     def _lock(self):
-        """Makes sure that two processes never share the folder. UserError if another one has it."""
+        """Keeps a second run out of the folder where files can be locked. UserError if another run has it."""
         self.lock = open(self.path("lock"), "w")  # noqa: SIM115
         try:
             import fcntl

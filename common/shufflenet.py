@@ -48,10 +48,10 @@ def depth_wise(channels, kernel, stride, affine):
 
 
 class Block(nn.Module):
-    """(B, c_in, H, W) -> (B, c_out, H / stride, W / stride). One half of the result is computed, the other is a shortcut.
+    """(B, c_in, H, W) -> (B, c_out, H / stride, W / stride). Some channels are computed, the rest a shortcut.
 
-    At stride 1 even channels of the input are the shortcut and odd ones are computed with, which is split and shuffle in one.
-    At stride 2 both halves come from all channels.
+    At stride 1 even channels of the input are the shortcut and odd ones feed `main`, which is split and shuffle in one.
+    At stride 2 both come from all channels.
     """
 
     def __init__(self, c_in, c_out, stride, kind, affine):

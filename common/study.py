@@ -1,7 +1,7 @@
 """The paper's two claims, decided by a finished study: every number with its 95 % interval.
 
-Claim 1: rankings transfer poorly from balanced to long-tailed data (Figure 1). Fewer images, another draw and another seed
-disturb a ranking, too, so tau across imbalance is compared with what these leave of it.
+Claim 1: rankings transfer poorly from balanced to long-tailed data (Figure 1). Fewer images, another draw or another
+seed also disturb a ranking, so tau across imbalance is compared with tau across each of these.
 Claim 2: P1 repairs the ranking of a super-net, nearly as well as training anew (P3) does (Tables 3 to 6).
 """
 
@@ -39,14 +39,14 @@ def decide(lines, archs):
         return []
     scores = {name: np.array(list(whole[name].values())) for name in PROCEDURES if name in whole}
     means = {name: tables.mean_over_seeds(settings[name]) for name in ("balanced", "100x")}
-    with torch.device("meta"):  # with one cell a stage, since more multiply the differences
+    with torch.device("meta"):  # one cell per stage: more only scale the differences up
         parameters = [spaces.parameters(nats.Network(10, cells=1, arch=nats.from_string(arch))) for arch in archs]
     scores |= {"balanced accuracy": means["balanced"][None], "parameters": np.array([parameters])}
     return claim_1(settings) + claim_2(means["100x"], scores)
 
 
 def claim_1(settings):
-    """Tau with the ranking at 100x, and how much lower it is from balanced data than from the rest.
+    """Tau with the ranking at 100x, and that of balanced data minus that of each other setting.
 
     settings: {name: {seed: accuracies (n,)}} of n architectures. All taus are between single seeds, means over the pairs of
     different seeds. A setting with itself is its noise ceiling.

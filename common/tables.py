@@ -90,7 +90,7 @@ def interval(statistic, *sizes, resamples=1000):
 
 
 def compare(units):
-    """The dict that tau.json holds, from what `read` returns. ValueError if two settings share too few architectures.
+    """The numbers of tau.json, from what `read` returns. ValueError if two settings share too few architectures.
 
     Matrices over the settings (S, S): n, the number of shared architectures; tau and its interval low, high; tau_single;
     tau_given_parameters (Kendall 1942); regret[i, j], the accuracy that setting i loses, in points, by taking setting j's best
@@ -127,7 +127,7 @@ def compare(units):
 def computed_settings(units):
     """Settings as `read` returns them, of numbers to rank architecture strings by without training.
 
-    {} if no search space reads one of the strings.
+    {} if one of the strings is not an architecture of a known search space.
     """
     scores = {}
     for text in sorted(set().union(*units.values())):
