@@ -323,7 +323,7 @@ def test_two_ranks_run_every_stage_and_search_as_one_does(images, tmp_path):
     [
         ("train_supernet", ["--dataset", "cifar11"], "unknown dataset 'cifar11'"),
         ("train_supernet", ["--dataset", "IMAGES", "--imbalance", "0.5"], "at least 1, not 0.5"),
-        ("train_supernet", ["--dataset", "IMAGES", "--epochs", "10", "--milestones", "5", "11"], "names epoch 11, but there are only 10"),
+        ("train_supernet", ["--dataset", "IMAGES", "--epochs", "10", "--milestones", "5", "11"], "names epoch 11"),
         ("train_supernet", ["--dataset", "IMAGES", "--epochs", "ten"], "--epochs: invalid int value: 'ten'"),
         ("train_supernet", ["--dataset", "IMAGES", "--epochs", "0"], "--epochs: must be at least 1 and below 1e+07, not 0"),
         ("train_supernet", ["--dataset", "IMAGES", "--lr", "nan"], "--lr: must be greater than 0, not nan"),
