@@ -34,7 +34,7 @@ def parse_args(argv=None):
     parser.add_argument("--archs", nargs="+", metavar="A", help="architectures to measure (default: drawn from --space)")
     flags.add_shape(parser)
     parser.add_argument("--image-size", type=flags.image_size, default=32, help="side of the images in pixels")
-    parser.add_argument("--batch-size", type=flags.positive_int, default=128, help="images a step")
+    parser.add_argument("--batch-size", type=flags.positive_int, default=128, help="images per step")
     parser.add_argument("--rounds", type=flags.positive_int, default=5, help="rounds, after one to warm up")
     parser.add_argument("--steps", type=flags.positive_int, default=6, help="training steps of each kind in a round")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="precision of the backbone in training")

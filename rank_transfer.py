@@ -5,7 +5,7 @@
     python rank_transfer.py --supernet runs/p1/supernet.pt --out runs/rank_p1            # score them inside a super-net
     python rank_transfer.py --tabulate runs/rank/accuracies.jsonl runs/rank_p1/accuracies.jsonl --plot figure1.png
 
-The first three write accuracies.jsonl, one {method, arch, dataset, imbalance, seed, accuracy} a line; the first two add
+The first three write accuracies.jsonl, one {method, arch, dataset, imbalance, seed, accuracy} per line; the first two add
 the means over classes {balanced, many, medium, few}. The same command again trains only what is missing. The last prints the
 tau matrix and writes tau.json to --out; it also reads a CSV with a header `arch,<setting>,...`. Paper: tau is high between
 balanced datasets and low across imbalance (Figure 1).
@@ -33,7 +33,7 @@ PAPER = [(dataset, float(ratio)) for dataset in ("cifar10", "cifar100") for rati
 def parse_args(argv=None):
     parser = runtime.Parser(__doc__)
     group = parser.add_argument_group("architectures")
-    text = "mmacs:M, all of nats with M million multiply-accumulates; random:N; or a file with one architecture a line"
+    text = "mmacs:M, all of nats with M million multiply-accumulates; random:N; or a file with one architecture per line"
     group.add_argument("--archs", default="mmacs:149", help=text)
     group.add_argument("--space", choices=spaces.SPACES, default="nats", help="search space of the architectures")
     group.add_argument("--distinct", action="store_true", help="nats: one architecture of each set that computes the same")
@@ -81,7 +81,7 @@ def architectures(args, space):
     if number.isdecimal() and kind in ("mmacs", "random"):
         archs = at_random(space, int(number)) if kind == "random" else of_mmacs(nats, int(number))
     else:
-        with runtime.reading(args.archs, "a file with one architecture a line"), open(args.archs) as file:
+        with runtime.reading(args.archs, "a file with one architecture per line"), open(args.archs) as file:
             archs = list(dict.fromkeys(space.from_string(line) for line in file if line.strip()))
     archs = [arch for arch in archs if nats.longest_path(arch) >= 0] if args.connected else archs
     archs = distinct(archs) if args.distinct else archs

@@ -33,7 +33,7 @@ SETTING = {  # flag: the paper's value, type, help
     "subnet_epochs": (200, flags.positive_int, "epochs of a sub-net"),
     "warmup": (5, flags.count, "warm-up epochs when training from scratch"),
     "generations": (20, flags.positive_int, "generations of a search"),
-    "population": (50, flags.positive_int, "architectures a generation, half by crossover and half by mutation"),
+    "population": (50, flags.positive_int, "architectures per generation, half by crossover and half by mutation"),
     "bn_images": (2000, flags.positive_int, "training images that BN statistics are rebuilt from"),
     "val_images": (0, flags.count, "search on about this many held-out training images; 0: on the test split"),
 }
@@ -41,7 +41,7 @@ SCALES = {  # what differs from the paper
     "paper": {},
     # Half of the paper's epochs: 3 seeds of Tables 3 and 6 and Figure 2 take 9 hours on an H100 that four runs share.
     "day": {"source_epochs": 300, "adapt_epochs": 100, "target_epochs": 300, "subnet_epochs": 100},
-    # One GPU, some minutes a ratio: the paper's networks, and too few epochs to say much about its setting.
+    # One GPU, some minutes per ratio: the paper's networks, and too few epochs to say much about its setting.
     "minutes": {"source_epochs": 6, "adapt_epochs": 12, "target_epochs": 24, "subnet_epochs": 16, "warmup": 1,
                 "generations": 5, "population": 12, "bn_images": 1000, "val_images": 2000},
     # Two CPU cores, days: the table `study`.

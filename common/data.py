@@ -48,7 +48,7 @@ def hold_out(labels, per_class, seed):
     labels = np.asarray(labels)
     smallest = np.bincount(labels).min()
     if not 0 <= per_class < smallest:
-        raise ValueError(f"cannot hold out {per_class} images a class: the smallest class has {smallest}")
+        raise ValueError(f"cannot hold out {per_class} images per class: the smallest class has {smallest}")
     held_out = np.concatenate([_shuffled(labels, c, seed)[:per_class] for c in range(labels.max() + 1)])
     return np.setdiff1d(np.arange(len(labels)), held_out), np.sort(held_out)
 
@@ -67,7 +67,7 @@ def class_sizes(name, split):
 def load(splits, dataset, imbalance=1.0, data_seed=0, val_per_class=0, image_size=32, root="data", device="cpu"):
     """The named splits of a dataset, on the device, as a list of pairs (images, labels).
 
-    train: the training pool less the hold-out, then long-tailed. val: the hold-out of `val_per_class` images a class, or
+    train: the training pool less the hold-out, then long-tailed. val: the hold-out of `val_per_class` images per class, or
     the test split if that is 0, as in the paper. test: the dataset's own (a folder's val/), read only if asked for.
     dataset: cifar10, cifar100, synthetic10, synthetic100, or a folder of train/<class>/* and val/<class>/* images.
     """

@@ -64,7 +64,7 @@ def add_draw(group):
     """The data flags that do not name a dataset."""
     add = group.add_argument
     add("--data-seed", type=seed, default=0, help="seed of the long-tail draw and the hold-out")
-    text = "hold out K training images a class before the long-tail draw, to search on; 0: search on the test split"
+    text = "hold out K training images per class before the long-tail draw, to search on; 0: search on the test split"
     add("--val-per-class", type=count, default=0, metavar="K", help=text)
     add("--image-size", type=image_size, default=32, metavar="S", help="images become S x S, a multiple of 4")
 
@@ -78,7 +78,7 @@ def training_data(args, device):
     """This rank's (batches, counts (C,), class weights (C,)) of the training split that the flags describe, on the device."""
     share = args.batch_size // world()
     if world() > 1 and share < 32:
-        print0(f"each rank's batch norm sees only {share} images a step: raise --batch-size, or use fewer ranks")
+        print0(f"each rank's batch norm sees only {share} images per step: raise --batch-size, or use fewer ranks")
     with user_errors():
         (train,) = data.load(("train",), **data_of(args), root=args.data_root, device=device)
         normalise = data.Normalise(*data.channel_stats(train[0]), args.image_size, device)
@@ -113,7 +113,7 @@ def add_training(parser, lr, warmup, epochs, milestones, reweight_from):
     text = f"epoch from which a -DRW loss is re-weighted (default: {reweight_from})"
     add("--reweight-from", type=positive_int, metavar="E", help=text)
     add("--beta", type=float, default=0.9999, help="beta of the effective number (1 - beta^n) / (1 - beta)")
-    add("--batch-size", type=positive_int, default=128, help="images a step, over all ranks")
+    add("--batch-size", type=positive_int, default=128, help="images per step, over all ranks")
     add("--momentum", type=non_negative, default=0.9, help="momentum of SGD")
     add("--weight-decay", type=non_negative, default=2e-4, help="weight decay of SGD")
     add("--clip", type=positive, default=5.0, help="largest gradient norm")

@@ -12,7 +12,7 @@ from .fast import BatchNorm2d
 
 CHOICES = (1,)
 LIGHTEST = (0,)
-DEFAULTS = {"channels": 16, "cells": 5}  # cells: residual blocks a stage
+DEFAULTS = {"channels": 16, "cells": 5}  # cells: residual blocks per stage
 
 
 def to_string(arch):

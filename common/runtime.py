@@ -297,7 +297,7 @@ class Run:
         return sum((line["seconds"] for line in self.history), 0.0)
 
     def write_lines(self, name, lines):
-        """Rank 0 writes dicts as JSON, one a line."""
+        """Rank 0 writes dicts as JSON, one per line."""
         if rank() == 0:
             write(self.path(name), "".join(json.dumps(line) + "\n" for line in lines))
 

@@ -281,7 +281,7 @@ def test_no_test_image_is_read_before_the_report_and_no_held_out_one_is_trained_
     (tmp_path / "archs.txt").write_text(ARCH + "\n")
     stage("rank_transfer", *SMALL, *own, "--archs", tmp_path / "archs.txt", "--out", tmp_path / "t")
     assert read and not held_out & set(read)
-    # 30 images a class, less the 5 held out, in a tail of 2: in all four stages that train
+    # 30 images per class, less the 5 held out, in a tail of 2: in all four stages that train
     assert len(counts) >= 4 and all(n == [25, 19, 15, 12] for n in counts)
 
 

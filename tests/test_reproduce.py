@@ -263,7 +263,7 @@ def test_the_cost_of_a_plan(tmp_path, monkeypatch, capsys):
     stage("reproduce", "cost", "3a", "fig2", *argv, "--out", tmp_path)
     *steps, total = capsys.readouterr().out.splitlines()
     million = {step[:25].strip(): float(step[25:].split()[0]) for step in steps}
-    target = sum(int(480 * 0.01 ** (c / 99)) for c in range(100))  # 20 images a class are held out
+    target = sum(int(480 * 0.01 ** (c / 99)) for c in range(100))  # 20 images per class are held out
     expected = {"super-net step": 6 * 48000 + (12 + 24) * target, "P1 step": 12 * target, "scoring": 4 * 5 * 12 * 3000,
                 "sub-net step": 4 * 16 * target}  # fmt: skip
     assert million == {kind: pytest.approx(images / 1e6, abs=0.006) for kind, images in expected.items()}
