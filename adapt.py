@@ -27,11 +27,10 @@ def parse_args(argv=None):
     text = "with a frozen backbone: recompute its features only every K epochs and reuse them, reshuffled, in between"
     group.add_argument("--features-every", type=flags.positive_int, default=1, metavar="K", help=text)
     flags.add_data(parser, dataset="cifar100", imbalance=100)
-    drop = "100, in proportion to --epochs"
-    flags.add_training(parser, lr=0.01, warmup=0, epochs="200", milestones=drop, reweight_from=f"P1: 1; P2: {drop}")
+    flags.add_training(parser, "P1", "P2")
     flags.add_run(parser, out="runs/adapt")
     args = parser.parse_args(argv)
-    flags.fill_schedule(args, epochs=200, milestones=(100,), reweight_from=1 if args.procedure == "P1" else 100)
+    flags.fill_schedule(args, "P1" if args.procedure == "P1" else "P2")
     if args.backbone_epochs is None:
         args.backbone_epochs = args.epochs if args.procedure == "P2" else 0
     elif args.procedure != "P2":

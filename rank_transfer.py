@@ -43,8 +43,7 @@ def parse_args(argv=None):
     text = "datasets or folders, each with its imbalance (default: cifar10 and cifar100, each with 1, 50 and 100)"
     group.add_argument("--datasets", nargs="+", type=dataset_and_ratio, metavar="DATASET:R", help=text)
     flags.add_draw(group)
-    scaled = "in proportion to --epochs"
-    flags.add_training(parser, 0.1, 5, epochs="200", milestones=f"160 180, {scaled}", reweight_from=f"160, {scaled}")
+    flags.add_training(parser, "sub-net")
     parser.add_argument("--cuda-graphs", action="store_true", help="on a GPU: the same result, several times as fast")
     group = parser.add_argument_group("super-net, whose checkpoint replaces the flags of space, shape, data and training")
     group.add_argument("--supernet", help="supernet.pt to score the architectures in, on the images that search.py would use")
@@ -58,7 +57,7 @@ def parse_args(argv=None):
     if args.supernet is not None and len(args.seeds) > 1:
         raise runtime.UserError("with --supernet, give --seeds one seed: it chooses the BN images, as search.py's --seed does")
     args.datasets = args.datasets or PAPER
-    flags.fill_schedule(args, epochs=200, milestones=(160, 180), reweight_from=160)
+    flags.fill_schedule(args, "sub-net")
     return args
 
 

@@ -26,8 +26,7 @@ def parse_args(argv=None):
     flags.add_shape(group)
     group.add_argument("--describe", action="store_true", help="print parameters and multiply-accumulates as JSON, and stop")
     flags.add_data(parser, dataset="cifar100", imbalance=100)
-    scaled = "in proportion to --epochs"
-    flags.add_training(parser, 0.1, 5, epochs="200", milestones=f"160 180, {scaled}", reweight_from=f"160, {scaled}")
+    flags.add_training(parser, "sub-net")
     group.add_argument("--cuda-graphs", action="store_true", help="on a GPU: the same result, several times as fast")
     flags.add_run(parser, out="runs/retrain")
     args = parser.parse_args(argv)
@@ -37,7 +36,7 @@ def parse_args(argv=None):
         args.space, genes = spaces.parse(args.arch)
         args.arch = spaces.space(args.space).to_string(genes)
     flags.fill_shape(args, args.space)
-    flags.fill_schedule(args, epochs=200, milestones=(160, 180), reweight_from=160)
+    flags.fill_schedule(args, "sub-net")
     return args
 
 

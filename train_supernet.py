@@ -21,12 +21,11 @@ def parse_args(argv=None):
     group.add_argument("--space", choices=spaces.SPACES, default="nats", help="search space")
     flags.add_shape(group)
     flags.add_data(parser, dataset="cifar10", imbalance=1)
-    scaled = "in proportion to --epochs"
-    flags.add_training(parser, 0.1, 5, epochs="600", milestones=f"400 500, {scaled}", reweight_from=f"400, {scaled}")
+    flags.add_training(parser, "super-net")
     flags.add_run(parser, out="runs/supernet")
     args = parser.parse_args(argv)
     flags.fill_shape(args, args.space)
-    flags.fill_schedule(args, epochs=600, milestones=(400, 500), reweight_from=400)
+    flags.fill_schedule(args, "super-net")
     return args
 
 

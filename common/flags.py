@@ -30,6 +30,13 @@ ratio = number(float, 1)
 fraction = number(float, 0, 1)
 width = number(int, 1, 4097)
 
+SCHEDULES = {  # epochs, learning rate, its milestones, re-weighting from (section 4.1); warm-up epochs (ours)
+    "sub-net": (200, 0.1, (160, 180), 160, 5),
+    "super-net": (600, 0.1, (400, 500), 400, 5),
+    "P1": (200, 0.01, (100,), 1, 0),
+    "P2": (200, 0.01, (100,), 100, 0),
+}
+
 
 def image_size(text):
     """An argparse type: a multiple of 4, since networks halve the resolution twice."""
@@ -101,16 +108,19 @@ def fill_shape(args, space):
             setattr(args, name, value)
 
 
-def add_training(parser, lr, warmup, epochs, milestones, reweight_from):
-    """milestones, reweight_from: help texts for the defaults that `fill_schedule` computes."""
+def add_training(parser, *stages):
+    """Defaults are the SCHEDULES of these stages, of which `fill_schedule` chooses one."""
+    epochs, lr, milestones, _, warmup = SCHEDULES[stages[0]]
     add = parser.add_argument_group("training").add_argument
     add("--loss", choices=losses.LOSSES, default="CE-DRW", help="BS is balanced softmax; a -DRW loss is re-weighted late")
     add("--epochs", type=positive_int, default=epochs, help="passes over the training images")
     add("--lr", type=positive, default=lr, help="initial learning rate")
-    text = f"epochs, counted from 1, at which the learning rate is multiplied by 0.01 (default: {milestones})"
+    default = f"default: {' and '.join(map(str, milestones))} of {epochs}, in proportion to --epochs"
+    text = f"epochs, counted from 1, at which the learning rate is multiplied by 0.01 ({default})"
     add("--milestones", type=positive_int, nargs="*", metavar="E", help=text)
     add("--warmup", type=count, default=warmup, help="epochs of linear warm-up, not scaled to --epochs")
-    text = f"epoch from which a -DRW loss is re-weighted (default: {reweight_from})"
+    default = ", ".join(f"{stage} {SCHEDULES[stage][3]} of {epochs}" for stage in stages)
+    text = f"epoch from which a -DRW loss is re-weighted (default: {default})"
     add("--reweight-from", type=positive_int, metavar="E", help=text)
     add("--beta", type=float, default=0.9999, help="beta of the effective number (1 - beta^n) / (1 - beta)")
     add("--batch-size", type=positive_int, default=128, help="images per step, over all ranks")
@@ -120,11 +130,9 @@ def add_training(parser, lr, warmup, epochs, milestones, reweight_from):
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="precision of the backbone in training")
 
 
-def fill_schedule(args, epochs, milestones, reweight_from):
-    """Fills in what was not given of the schedule: the paper's values, which are passed here, scaled to --epochs.
-
-    UserError for an epoch beyond the last.
-    """
+def fill_schedule(args, stage):
+    """Fills in what was not given of the schedule: the stage's, scaled to --epochs. UserError for an epoch beyond the last."""
+    epochs, _, milestones, reweight_from, _ = SCHEDULES[stage]
 
     def scaled(epoch):
         return 1 if epoch == 1 else math.ceil(epoch * args.epochs / epochs)
