@@ -11,7 +11,6 @@ tau matrix and writes tau.json to --out; it also reads a CSV with a header `arch
 balanced datasets and low across imbalance (Figure 1).
 """
 
-import argparse
 import itertools
 import json
 import math
@@ -65,8 +64,11 @@ def dataset_and_ratio(text):
     """An argparse type: `dataset:ratio` -> (dataset, ratio)."""
     dataset, _, ratio = text.rpartition(":")
     if not dataset:
-        raise argparse.ArgumentTypeError(f"must be DATASET:R, such as cifar10:100, not '{text}'")
+        raise ValueError
     return dataset, flags.ratio(ratio)
+
+
+dataset_and_ratio.__name__ = "DATASET:R"  # in argparse's message
 
 
 # Architectures
@@ -182,7 +184,7 @@ def finished_units(run):
         for text in path.read_text(errors="replace").splitlines():
             with suppress(ValueError, KeyError, TypeError):  # a killed process left half a line: its unit is trained again
                 line = json.loads(text)
-                finished[tuple(line[key] for key in UNIT)] = line
+                finished[tuple(line[key] for key in UNIT)] = {**line, "seconds": float(line["seconds"])}
     return finished
 
 

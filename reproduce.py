@@ -26,7 +26,7 @@ SETTING = {  # flag: the paper's value, type, help
     "space": ("nats", str, "search space of the super-nets"),
     "image_size": (32, flags.image_size, "side of the images in pixels"),
     "channels": (None, flags.width, "width of the first stage (default: the space's)"),
-    "cells": (None, flags.positive_int, "cells, as in train_supernet.py (default: the space's); Table 1: 5 if given"),
+    "cells": (None, flags.positive_int, "cells, as in train_supernet.py (default: the space's); in Table 1 always 5 if given"),
     "source_epochs": (600, flags.positive_int, "epochs of the source's super-net"),
     "adapt_epochs": (200, flags.positive_int, "epochs of P1 and P2"),
     "target_epochs": (600, flags.positive_int, "epochs of the target's super-net (P3)"),
@@ -57,8 +57,8 @@ SCALES = {  # what differs from the paper
 def parse_args(argv=None):
     parser = runtime.Parser(__doc__)
     parser.add_argument("command", choices=("quick", "list", "cost", "run", "report"), help="what to do with the plan")
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}")
-    parser.add_argument("--scale", choices=SCALES, help="defaults of the flags below (default: paper, of quick: quick)")
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"tables and figures: {', '.join(TABLES)}")
+    parser.add_argument("--scale", choices=SCALES, help="defaults of the flags below (default: paper, or quick)")
     for name, (default, kind, text) in SETTING.items():
         choices = spaces.SPACES if name == "space" else None
         parser.add_argument("--" + name.replace("_", "-"), default=default, type=kind, choices=choices, help=text)
@@ -72,7 +72,7 @@ def parse_args(argv=None):
     add("--cuda-graphs", action="store_true", help="train sub-nets in CUDA graphs, faster than cost estimates")
     add("--jobs", type=flags.positive_int, default=1, help="runs at a time, on each GPU if given")
     text = "run the I-th of N independent parts; runs that share a source super-net stay together"
-    add("--shard", type=shard, default=(1, 1), metavar="I/N", help=text)
+    add("--shard", type=shard, default="1/1", metavar="I/N", help=text)
     args = parser.parse_intermixed_args(argv)
     scale = args.scale or ("quick" if args.command == "quick" else "paper")
     parser.set_defaults(scale=scale, out=f"runs/{scale}", **SCALES[scale])

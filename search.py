@@ -71,7 +71,8 @@ def read_scores(path, space):
     if not os.path.exists(path):
         return [], {}
     with runtime.reading(path, "the scores of this search (remove it to start anew)"), open(path) as file:
-        lines = [{key: json.loads(line)[key] for key in ("generation", "arch", "accuracy", "seconds")} for line in file]
+        types = {"generation": int, "arch": str, "accuracy": float, "seconds": float}
+        lines = [{key: kind(json.loads(line)[key]) for key, kind in types.items()} for line in file]
         return lines, {space.from_string(line["arch"]): line["accuracy"] for line in lines}
 
 

@@ -92,7 +92,7 @@ def _open(name, split, root, size):
         try:
             with _download_lock(root):
                 source = getattr(torchvision.datasets, name.upper())(root, train=split == "train", download=True)
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # of the network, a server or the disk
             raise ValueError(f"cannot download {name} into '{root}': {error}") from None
 
         def fetch(indices):

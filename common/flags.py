@@ -83,19 +83,20 @@ def data_of(args):
 
 def training_data(args, device):
     """This rank's (batches, counts (C,), class weights (C,)) of the training split that the flags describe, on the device."""
-    share = args.batch_size // world()
-    if world() > 1 and share < 32:
-        print0(f"each rank's batch norm sees only {share} images per step: raise --batch-size, or use fewer ranks")
     with user_errors():
         (train,) = data.load(("train",), **data_of(args), root=args.data_root, device=device)
         normalise = data.Normalise(*data.channel_stats(train[0]), args.image_size, device)
         batches = data.Batches(train, normalise, args.batch_size, args.seed, rank(), world())
         counts = train[1].bincount()
-        return batches, counts, drw.class_weights(counts, args.beta).to(device)
+        weights = drw.class_weights(counts, args.beta).to(device)
+    share = len(batches.labels) // (len(batches) * world())
+    if world() > 1 and share < 32:
+        print0(f"each rank's batch norm sees only {share} images per step: raise --batch-size, or use fewer ranks")
+    return batches, counts, weights
 
 
 def add_shape(group):
-    text = "width of the first stage (default: the space's: nats 16, darts 36, shufflenet 64)"
+    text = "width of the first stage (default: the space's: nats and resnet32 16, darts 36, shufflenet 64)"
     group.add_argument("--channels", type=width, help=text)
     text = "cells per stage (nats: default 5), in all (darts: 20), or blocks per stage (shufflenet: 4)"
     group.add_argument("--cells", type=positive_int, help=text)
@@ -112,7 +113,7 @@ def add_training(parser, *stages):
     """Defaults are the SCHEDULES of these stages, of which `fill_schedule` chooses one."""
     epochs, lr, milestones, _, warmup = SCHEDULES[stages[0]]
     add = parser.add_argument_group("training").add_argument
-    add("--loss", choices=losses.LOSSES, default="CE-DRW", help="BS is balanced softmax; a -DRW loss is re-weighted late")
+    add("--loss", choices=losses.LOSSES, default="CE-DRW", help="BS is balanced softmax; DRW is --reweight-from")
     add("--epochs", type=positive_int, default=epochs, help="passes over the training images")
     add("--lr", type=positive, default=lr, help="initial learning rate")
     default = f"default: {' and '.join(map(str, milestones))} of {epochs}, in proportion to --epochs"

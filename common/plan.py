@@ -38,6 +38,8 @@ class Plan(dict):
         """(flags, number of training images) of a dataset made long-tailed after holding out `held_out` images per class."""
         sizes = class_sizes(dataset, "train")
         held_out = math.ceil(self.args.val_images / len(sizes)) if held_out is None else held_out
+        if held_out >= min(sizes):
+            raise UserError(f"--val-images {self.args.val_images} is more than the training images of '{dataset}' allow")
         flags = given(dataset=dataset, imbalance=f"{ratio:g}", image_size=self.args.image_size, val_per_class=held_out)
         return flags, sum(data.long_tail_counts([n - held_out for n in sizes], ratio))
 

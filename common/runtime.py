@@ -214,39 +214,53 @@ def environment(device):
 NEUTRAL = {"out", "device", "data_root", "cuda_graphs"}  # flags that do not change the result
 
 
+def _resolved(flags):
+    """Flags with real paths in place of names of files and folders, so that two spellings of one path are the same."""
+    if isinstance(flags, dict):
+        return {name: _resolved(value) for name, value in flags.items()}
+    if isinstance(flags, list):
+        return [_resolved(value) for value in flags]
+    return os.path.realpath(flags) if isinstance(flags, str) and os.path.exists(flags) else flags
+
+
 class Run:
     """A run folder: config.json, what a resume needs (last.pt), the product, and result.json, whose presence means done."""
 
     def __init__(self, args, device):
         self.folder, self.history = args.out, []
-        self.config = {"flags": json.loads(json.dumps(vars(args))), **environment(device)}
+        flags = json.loads(json.dumps(vars(args)))
+        self.config = {"flags": flags, "resolved": _resolved(flags), **environment(device)}
         with user_errors():
             os.makedirs(self.folder, exist_ok=True)
         if os.path.exists(self.path("config.json")):
             self._compare_flags()
         self.finished = os.path.exists(self.path("result.json"))
         if self.finished:
-            print0(f"{self.folder}: already finished, see {self.path('result.json')}")
+            path = self.path("result.json")
+            with reading(path, "the result.json of a run (remove it to go on)"), open(path) as file:
+                json.load(file)
+            print0(f"{self.folder}: already finished, see {path}")
         elif rank() == 0:
             self._lock()
 
     def _compare_flags(self):
         """UserError if a flag that changes the result is not what it was when the run began."""
         with reading(self.path("config.json"), "the config.json of a run"), open(self.path("config.json")) as file:
-            saved = dict(json.load(file)["flags"])
-        flags = self.config["flags"]
+            saved = json.load(file)
+            flags, real_paths = ((saved[key], self.config[key]) for key in ("flags", "resolved"))
 
-        def value(flag):  # two spellings of one path are the same
-            return os.path.realpath(flag) if isinstance(flag, str) and os.path.exists(flag) else flag
+        def same(name):  # as written or, if it is a path, as a real path
+            return any(was.get(name) == now.get(name) for was, now in (flags, real_paths))
 
-        names = sorted({*saved, *flags} - NEUTRAL)
-        changed = [f"{k} was {saved.get(k)}, is {flags.get(k)}" for k in names if value(saved.get(k)) != value(flags.get(k))]
+        was, now = flags
+        changed = [f"{k} was {was.get(k)}, is {now.get(k)}" for k in sorted({*was, *now} - NEUTRAL) if not same(k)]
         if changed:
             raise UserError(f"'{self.folder}' holds a run with other flags: {', '.join(changed)}")
 
     def _lock(self):
         """Keeps a second run out of the folder where files can be locked. UserError if another run has it."""
-        self.lock = open(self.path("lock"), "w")  # noqa: SIM115
+        with user_errors():
+            self.lock = open(self.path("lock"), "w")  # noqa: SIM115
         try:
             import fcntl
 

@@ -70,8 +70,8 @@ def load_supernet(path):
         net = supernet(*(checkpoint[key] for key in ("space", "num_classes", "channels", "cells")))
         match_classifier(net, checkpoint["loss"])
         net.load_state_dict(checkpoint["net"])
-        if not all_finite(checkpoint["net"]):
-            raise ValueError("its weights are not finite")
+        if {"procedure", "seed", "data"} - checkpoint.keys() or not all_finite(checkpoint["net"]):
+            raise ValueError("an entry is missing, or its weights are not finite")
     return checkpoint, net
 
 

@@ -222,7 +222,7 @@ def test_what_stops_a_unit_is_told_with_its_name(images, tmp_path):
         (["--archs", "random:3", "--space", "darts", "--distinct"], "--distinct are only for the nats space"),
         (["--archs", "random:3", "--space", "darts", "--connected"], "are only for the nats space"),
         (["--archs", "nowhere.txt"], "nowhere.txt"),
-        (["--datasets", "cifar10"], "--datasets: must be DATASET:R"),
+        (["--datasets", "cifar10"], "--datasets: invalid DATASET:R value: 'cifar10'"),
         (["--datasets", "synthetic10:0.5"], "--datasets: must be at least 1"),
         (["--datasets", "cifar11:1"], "unknown dataset 'cifar11'"),
         (["--supernet", "SUPERNET", "--seeds", "1", "2"], "give --seeds one seed"),

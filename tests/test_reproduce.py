@@ -278,6 +278,7 @@ def test_the_cost_of_a_plan(tmp_path, monkeypatch, capsys):
         (["run", "--shard", "3/2"], "invalid shard value: '3/2'"),
         (["run", "--seeds", "0"], "--seeds: must be at least 1"),
         (["list", "--source", "nowhere"], "nowhere"),
+        (["list", "6", "--val-images", "60000"], "--val-images 60000 is more"),
         (["list", "6", "--ratios", "1", "--target", "cifar10", "--source-epochs", "1"], "two different runs"),
     ],
 )

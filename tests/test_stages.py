@@ -281,13 +281,16 @@ def test_a_finished_run_says_so_and_other_flags_are_refused(supernet, tmp_path, 
     stage(*argv)
     assert "already finished" in capsys.readouterr().out and (tmp_path / "result.json").stat().st_mtime_ns == before
     assert "seed was 0, is 5" in refused(*argv, "--seed", 5)
+    (tmp_path / "result.json").write_text("")
+    assert "result.json" in refused(*argv)
 
 
 def test_where_a_run_happens_does_not_block_its_resume(supernet, images, tmp_path, monkeypatch):
     call = ["adapt", "--dataset", images, "--epochs", 2, "--out", tmp_path / "r"]
+    monkeypatch.chdir(Path(supernet).parent.parent)
     with interrupted(after_epoch=1):
-        stage(*call, "--supernet", supernet)
-    monkeypatch.chdir(Path(supernet).parent)
+        stage(*call, "--supernet", "run/supernet.pt")
+    monkeypatch.chdir("run")
     stage(*call, "--supernet", "supernet.pt", "--device", "cpu", "--data-root", "elsewhere")
     assert result(tmp_path / "r")["epochs"] == 2
 
@@ -306,7 +309,7 @@ def test_two_ranks_run_every_stage_and_search_as_one_does(images, tmp_path):
     for argv in chain[:-1]:
         printed = two_ranks(*argv)
         assert printed.count("done, see") == 1
-        assert printed.count("batch norm sees only 16 images") == ("--batch-size" in argv)
+        assert printed.count("batch norm sees only 1") == ("--batch-size" in argv)
     done = command(*chain[-1], ranks=2)
     assert done.returncode == 0, done.stderr
     trained = result(tmp_path / "r")
@@ -339,6 +342,7 @@ def test_two_ranks_run_every_stage_and_search_as_one_does(images, tmp_path):
         ("retrain", ["--arch", ARCH, "--dataset", "IMAGES", "--device", "cpu", "--cuda-graphs"], "--cuda-graphs needs a GPU"),
         ("adapt", ["--supernet", "nowhere.pt"], "no file 'nowhere.pt'"),
         ("adapt", ["--supernet", "SUPERNET", "--procedure", "P1", "--backbone-epochs", "3"], "belongs to P2, not to P1"),
+        ("adapt", ["--supernet", "S", "--procedure", "P0", "--features-every", "2"], "--features-every needs"),
         ("search", ["--supernet", "SUPERNET", "--population", "10"], "exceed the population"),
         ("search", ["--supernet", "SUPERNET", "--mutate-probability", "7"], "--mutate-probability"),
     ],
