@@ -215,12 +215,8 @@ NEUTRAL = {"out", "device", "data_root", "cuda_graphs"}  # flags that do not cha
 
 
 def _resolved(flags):
-    """Flags with real paths in place of names of files and folders, so that two spellings of one path are the same."""
-    if isinstance(flags, dict):
-        return {name: _resolved(value) for name, value in flags.items()}
-    if isinstance(flags, list):
-        return [_resolved(value) for value in flags]
-    return os.path.realpath(flags) if isinstance(flags, str) and os.path.exists(flags) else flags
+    """Flags with the real path of each file or folder, so that two spellings of one path are the same."""
+    return {k: os.path.realpath(v) if isinstance(v, str) and os.path.exists(v) else v for k, v in flags.items()}
 
 
 class Run:
