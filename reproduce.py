@@ -45,8 +45,8 @@ SCALES = {  # what differs from the paper
     "minutes": {"source_epochs": 6, "adapt_epochs": 12, "target_epochs": 24, "subnet_epochs": 16, "warmup": 1,
                 "generations": 5, "population": 12, "bn_images": 1000, "val_images": 2000},
     # Two CPU cores, days: the table `study`.
-    "study": {"source": "data/tinyimagenet100", "target": "data/cifar10", "image_size": 16, "channels": 8, "cells": 1,
-              "source_epochs": 60, "adapt_epochs": 20, "target_epochs": 60, "subnet_epochs": 60, "warmup": 2, "seeds": 5},
+    "study": {"source": "data/tinyimagenet100", "target": "data/cifar10", "image_size": 16, "channels": 8, "cells": 2,
+              "source_epochs": 60, "adapt_epochs": 20, "target_epochs": 60, "subnet_epochs": 20, "warmup": 1, "seeds": 5},
     # A toy: one transfer between small made-up images.
     "quick": {"tables": ["6", "fig2"], "ratios": [100], "source": "synthetic100", "target": "synthetic10", "image_size": 16,
               "channels": 8, "cells": 1, "source_epochs": 1, "adapt_epochs": 2, "target_epochs": 4, "subnet_epochs": 8,
