@@ -113,7 +113,7 @@ def add_training(parser, *stages):
     """Defaults are the SCHEDULES of these stages, of which `fill_schedule` chooses one."""
     epochs, lr, milestones, _, warmup = SCHEDULES[stages[0]]
     add = parser.add_argument_group("training").add_argument
-    add("--loss", choices=losses.LOSSES, default="CE-DRW", help="BS is balanced softmax; DRW is --reweight-from")
+    add("--loss", choices=losses.LOSSES, default="CE-DRW", help="BS: balanced softmax; -DRW: see --reweight-from")
     add("--epochs", type=positive_int, default=epochs, help="passes over the training images")
     add("--lr", type=positive, default=lr, help="initial learning rate")
     default = f"default: {' and '.join(map(str, milestones))} of {epochs}, in proportion to --epochs"
