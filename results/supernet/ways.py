@@ -1,0 +1,286 @@
+"""Which ways to train and to score a super-net rank architectures better, at equal cost? README.md has what came out.
+
+    python results/supernet/ways.py uniform --seed 0               # one super-net -> runs/supernet/uniform_s0.jsonl
+    python results/supernet/ways.py --table runs/supernet/*.jsonl  # tau of each way, over the seeds that are there
+
+Truth: published NATS-Bench accuracies on CIFAR-10 (data/nats_bench_sample.csv), connected architectures only. Cost: the
+multiply-accumulates of `--epochs` epochs of uniform sampling with 8 channels and 1 cell per stage. A way whose step costs more
+gets fewer epochs. A super-net is scored on images that were held out of its training, never on the test split.
+"""
+
+import argparse
+import copy
+import csv
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from common import data, drw, engine, nats, spaces
+from common.kendall import kendall_tau
+
+BASE = {"channels": 8, "cells": 1, "lr": 0.1, "weight_decay": 2e-4, "decay": "steps", "sampling": "uniform"}
+WAYS = {
+    "uniform": {},
+    "no decay": {"decay": "none"},
+    "cosine": {"decay": "cosine"},
+    "lr 0.05": {"lr": 0.05},
+    "lr 0.2": {"lr": 0.2},
+    "no weight decay": {"weight_decay": 0.0},
+    "distinct": {"sampling": "distinct"},
+    "by weights": {"sampling": "by weights"},
+    "largest": {"sampling": "largest"},
+    "strict": {"sampling": "strict"},
+    "strict, shared batch": {"sampling": "strict, shared batch"},
+    "best:3": {"sampling": "best:3"},
+    "worst:3": {"sampling": "worst:3"},
+    "6 channels, 2 cells": {"channels": 6, "cells": 2},
+    "5 channels, 3 cells": {"channels": 5, "cells": 3},
+    "4 channels, 5 cells": {"channels": 4, "cells": 5},
+    "12 channels, 1 cell": {"channels": 12, "cells": 1},
+}
+
+
+class Sampling:
+    """How the paths of a step are chosen. `path` is what `engine.train_epoch` calls, and returns a tuple of architectures."""
+
+    def __init__(self, kind, seed):
+        self.kind, _, tries = kind.partition(":")
+        self.seed, self.tries = seed, int(tries or 1)
+        self.paths = 5 if self.kind.startswith("strict") else 1
+        self.copies = 5 if self.kind == "strict" else 1  # of the batch
+        self.work = (3 * self.copies + (self.tries if self.tries > 1 else 0)) / 3  # forward passes, over those of one path
+        if self.kind == "distinct":
+            groups = defaultdict(list)
+            for arch in np.ndindex(*nats.CHOICES):
+                groups[nats.canonical(arch)[0]].append(tuple(map(int, arch)))
+            self.groups = list(groups.values())
+
+    def draw(self, step):
+        """The step's candidates, a list of tuples of architectures."""
+        rng = np.random.default_rng([self.seed, step, 1])
+        if self.kind.startswith("strict"):  # Chu et al. 2021: in five paths, every edge has each of its operations once
+            return [tuple(zip(*(rng.permutation(5).tolist() for _ in nats.CHOICES), strict=True))]
+        if self.kind == "distinct":  # uniform over functions, then over the strings of one
+            group = self.groups[rng.integers(len(self.groups))]
+            return [(group[rng.integers(len(group))],)]
+        if self.kind == "by weights":  # operations without weights have nothing to learn
+            return [(tuple(rng.choice(5, 6, p=(0.12, 0.14, 0.24, 0.36, 0.14)).tolist()),)]
+        if self.kind == "largest" and step % 4 == 0:  # all 3x3 in every fourth step, as in a sandwich (Yu et al. 2020)
+            return [((3,) * 6,)]
+        first = spaces.sample(nats.CHOICES, rng)
+        found = [(first,)]
+        while len(found) < self.tries:  # attentive sampling (Wang et al. 2021): candidates of like cost
+            arch = spaces.sample(nats.CHOICES, rng)
+            if abs(weight(arch) - weight(first)) <= 3:
+                found.append((arch,))
+        return found
+
+
+def weight(arch):
+    """Parameters of a cell in units of a 1x1 convolution; multiply-accumulates have the same ratios."""
+    return 9 * arch.count(3) + arch.count(2)
+
+
+class OwnBatches:
+    """The training batches, repeated for each copy, and the latest of them for attentive sampling."""
+
+    def __init__(self, batches, copies):
+        self.batches, self.copies, self.latest = batches, copies, None
+
+    def __len__(self):
+        return len(self.batches)
+
+    def epoch(self, epoch):
+        for images, labels in self.batches.epoch(epoch):
+            self.latest = images, labels
+            yield images, labels.repeat(self.copies)
+
+
+def train(args, way, train_split, report):
+    """Trains a super-net in this way, and calls report(epoch, {name of the weights: net}) at the epochs to be scored."""
+    torch.manual_seed(args.seed)
+    net = spaces.supernet("nats", 10, way["channels"], way["cells"])
+    sampling = Sampling(way["sampling"], args.seed)
+    epochs = way["epochs"] = round(args.epochs * mean_macs(BASE, "uniform") / (mean_macs(way, way["sampling"]) * sampling.work))
+    normalise = data.Normalise(*data.channel_stats(train_split[0]), 32, "cpu")
+    batches = OwnBatches(data.Batches(train_split, normalise, 128, args.seed), sampling.copies)
+    optimizer = engine.sgd(net, way["lr"], 0.9, way["weight_decay"])
+    averages = {decay: copy.deepcopy(net) for decay in args.average}
+
+    @torch.no_grad()
+    def follow(*_):  # weights off the path have no gradient, and their averages are left alone
+        for decay, average in averages.items():
+            pairs = [(a, p) for a, p in zip(average.parameters(), net.parameters(), strict=True) if p.grad is not None]
+            torch._foreach_lerp_(*map(list, zip(*pairs, strict=True)), 1 - decay)
+
+    optimizer.register_step_post_hook(follow)
+
+    def path(step):
+        candidates = sampling.draw(step)
+        if len(candidates) == 1:
+            return candidates[0]
+        images, labels = batches.latest
+        with torch.no_grad():
+            losses = [F.cross_entropy(net(images, *candidate), labels).item() for candidate in candidates]
+        return candidates[int((np.argmin if sampling.kind == "best" else np.argmax)(losses))]
+
+    def backbone(images, archs):
+        parts = [images] * len(archs) if sampling.copies > 1 else images.tensor_split(len(archs))
+        return torch.cat([net.features(part, arch) for part, arch in zip(parts, archs, strict=True)])
+
+    def loss(*args, **kwargs):  # the gradients of copies are added up, not averaged
+        return sampling.copies * F.cross_entropy(*args, **kwargs)
+
+    for epoch in range(1, epochs + 1):
+        start = time.perf_counter()
+        rate = drw.learning_rate(epoch, way["lr"], steps(epochs) if way["decay"] == "steps" else (), warmup=1)
+        if way["decay"] == "cosine":
+            rate *= (1 + np.cos(np.pi * (epoch - 1) / epochs)) / 2
+        optimizer.param_groups[0]["lr"] = rate
+        engine.use_batch_statistics(net)
+        metrics = engine.train_epoch(
+            net, batches, epoch, optimizer, torch.ones(10), path=path, backbone=backbone, loss=loss, precision=args.precision
+        )
+        metrics["loss"] /= sampling.copies
+        print(f"epoch {epoch}/{epochs}  {metrics}  {time.perf_counter() - start:.1f} s", flush=True)
+        if epoch == epochs or epoch in args.score_at:
+            report(
+                epoch, epoch == epochs, {"last": net} | {f"average {decay:g}": average for decay, average in averages.items()}
+            )
+
+
+def steps(epochs):
+    """The paper's milestones, 400 and 500 of 600, in proportion."""
+    return sorted({-(-400 * epochs // 600), -(-500 * epochs // 600)} - {1})
+
+
+def mean_macs(way, sampling, paths=300):
+    """Multiply-accumulates of an image on a mean path."""
+    net, chosen = spaces.supernet("nats", 10, way["channels"], way["cells"]), Sampling(sampling, 0)
+    macs = spaces.macs_counter(net)
+    return np.mean([macs(arch) for step in range(paths) for arch in chosen.draw(step)[0]])
+
+
+@torch.inference_mode()
+def scores(net, archs, bn_chunks, val_chunks, labels, batch_statistics=False):
+    """{architecture string: (accuracy in %, mean loss)}."""
+    found = {}
+    for text in archs:
+        arch = nats.from_string(text)
+        if batch_statistics:
+            engine.use_batch_statistics(net)
+        else:
+            engine.recalibrate(net, bn_chunks, arch)
+            net.eval()
+        logits = torch.cat([net(chunk, arch) for chunk in val_chunks])
+        accuracy = 100 * (logits.argmax(1) == labels).double().mean().item()
+        found[text] = accuracy, F.cross_entropy(logits.double(), labels).item()
+    return found
+
+
+def run(args):
+    way = BASE | WAYS[args.way]
+    out = Path(args.out) / f"{args.way.replace(' ', '_').replace(',', '')}_s{args.seed}.jsonl"
+    if out.exists():
+        return print(f"{out}: already there")
+    truth = read_truth(args.truth)
+    archs = list(truth)[: args.archs]
+    source = {"dataset": args.dataset, "val_per_class": args.val_per_class}
+    train_split, (val_images, labels) = data.load(("train", "val"), **source)
+    normalise = data.Normalise(*data.channel_stats(train_split[0]), 32, "cpu")
+    val_chunks = engine.normalised_chunks(val_images, normalise)
+    lines = []
+
+    def report(epoch, final, nets):
+        for name, net in nets.items():
+            for n in args.bn_images if final and name == "last" else args.bn_images[:1]:
+                start = time.perf_counter()
+                bn_chunks = n and engine.chunks_of(data.Batches(train_split, normalise, n, args.seed).first(n))
+                found = scores(copy.deepcopy(net), archs, bn_chunks, val_chunks, labels, batch_statistics=not n)
+                line = {"way": args.way, "seed": args.seed, "epoch": epoch, "final": final, "weights": name, "bn_images": n}
+                lines.append({**line, "scores": found})
+                x, y = [found[a][0] for a in archs], [truth[a] for a in archs]
+                tau, loss_tau = kendall_tau(x, y), kendall_tau([-found[a][1] for a in archs], y)
+                facts = f"accuracy {np.mean(x):.2f} +- {np.std(x):.2f}, {time.perf_counter() - start:.0f} s"
+                print(f"epoch {epoch} {name} bn {n}: tau {tau:.3f}, of the loss {loss_tau:.3f}, {facts}", flush=True)
+
+    train(args, way, train_split, report)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"way": way, "precision": args.precision, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    text = "".join(json.dumps(line | facts) + "\n" for line in lines)
+    out.with_suffix(".tmp").write_text(text)
+    os.replace(out.with_suffix(".tmp"), out)
+
+
+def read_truth(path):
+    """{architecture string: published accuracy on CIFAR-10}, connected ones, in the order of the file."""
+    with open(path) as file:
+        rows = [(row["arch"], float(row["cifar10"])) for row in csv.DictReader(file)]
+    return {text: accuracy for text, accuracy in rows if nats.longest_path(nats.from_string(text)) >= 0}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("way", nargs="?", choices=WAYS, help="what differs from uniform sampling with the paper's schedule")
+    parser.add_argument("--table", nargs="+", metavar="FILE", help="files of finished super-nets")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--score-at", type=int, nargs="*", default=[], metavar="E", help="epochs to score at, besides the last")
+    parser.add_argument("--average", type=float, nargs="*", default=[], metavar="D", help="decays of averaged weights")
+    parser.add_argument(
+        "--bn-images", type=int, nargs="+", default=[2000], help="after the last epoch; 0: statistics of the batch"
+    )
+    parser.add_argument("--archs", type=int, default=100, help="the first so many connected architectures of --truth")
+    parser.add_argument("--truth", default="data/nats_bench_sample.csv")
+    parser.add_argument("--dataset", default="data/cifar10")
+    parser.add_argument("--val-per-class", type=int, default=300)
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--out", default="runs/supernet")
+    args = parser.parse_args()
+    table(args) if args.table else run(args)
+
+
+def table(args):
+    """Tau of every way: all connected architectures, their better half, and with the parameter count held fixed."""
+    truth, groups = read_truth(args.truth), defaultdict(dict)
+    for path in args.table:
+        for line in map(json.loads, Path(path).read_text().splitlines()):
+            key = line["way"]["channels"], line["way"]["cells"]
+            name = Path(path).stem.rsplit("_s", 1)[0]
+            groups[name, line["epoch"], line["final"], line["weights"], line["bn_images"], key][line["seed"]] = line["scores"]
+    heads = "  ".join(f"{head:14}" for head in ("tau", "of the loss", "better half", "given parameters"))
+    print(f"{'way':28}{'epoch':>6} {'weights':15}{'bn':>5}  seeds  {heads}")
+    for (name, epoch, _, kind, bn, _), seeds in sorted(groups.items(), key=lambda item: (item[0][0], item[0][1:])):
+        rows = np.array([[*taus(found, truth)] for found in seeds.values()])
+        cells = "  ".join(
+            f"{m:.3f} +- {s:.3f}" for m, s in zip(rows.mean(0), rows.std(0, ddof=min(1, len(rows) - 1)), strict=True)
+        )
+        print(f"{name:28}{epoch:>6} {kind:15}{bn:>5}  {len(seeds):>5}  {cells}")
+
+
+def taus(found, truth):
+    archs = list(found)
+    x, loss, y = (
+        np.array([found[a][0] for a in archs]),
+        np.array([-found[a][1] for a in archs]),
+        np.array([truth[a] for a in archs]),
+    )
+    z = np.array([weight(nats.from_string(a)) for a in archs])
+    half = y >= np.median(y)
+    with_x, with_y, tau = kendall_tau(x, z), kendall_tau(y, z), kendall_tau(x, y)
+    yield tau
+    yield kendall_tau(loss, y)
+    yield kendall_tau(x[half], y[half])
+    yield (tau - with_x * with_y) / np.sqrt((1 - with_x**2) * (1 - with_y**2))
+
+
+if __name__ == "__main__":
+    main()
