@@ -243,7 +243,8 @@ class Run:
         """UserError if a flag that changes the result is not what it was when the run began."""
         with reading(self.path("config.json"), "the config.json of a run"), open(self.path("config.json")) as file:
             saved = json.load(file)
-            flags, real_paths = ((saved[key], self.config[key]) for key in ("flags", "resolved"))
+            flags = saved["flags"], self.config["flags"]
+            real_paths = saved.get("resolved", {}), self.config["resolved"]  # a committed config.json has no paths of a machine
 
         def same(name):  # as written or, if it is a path, as a real path
             return any(was.get(name) == now.get(name) for was, now in (flags, real_paths))

@@ -295,6 +295,19 @@ def test_where_a_run_happens_does_not_block_its_resume(supernet, images, tmp_pat
     assert result(tmp_path / "r")["epochs"] == 2
 
 
+def test_a_folder_without_the_paths_of_its_machine_resumes(supernet, images, tmp_path):
+    """As results/study is committed. Its other flags still count."""
+    call = ["adapt", "--dataset", images, "--supernet", supernet, "--out", tmp_path]
+    with interrupted(after_epoch=1):
+        stage(*call, "--epochs", 2)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["resolved"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "epochs was 2, is 3" in refused(*call, "--epochs", 3)
+    stage(*call, "--epochs", 2)
+    assert result(tmp_path)["epochs"] == 2
+
+
 # Two processes
 
 
