@@ -10,6 +10,8 @@ from operator import getitem
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from . import runtime, study, tables
 from .runner import record
 
@@ -119,7 +121,31 @@ def decisions(records, out):
     rows = {}
     for quantity, *values in itertools.chain(*found.values()):
         rows.setdefault(quantity, [quantity]).append(tables.shown(*values))
-    return markdown(["", *found], rows.values()), tables.plain(found)
+    text = markdown(["", *found], rows.values())
+    if PICTURES and rows:
+        study_picture(found, os.path.join(out, "study.png"))
+        text += "\n![both claims](study.png)\n"
+    return text, tables.plain(found)
+
+
+def study_picture(found, path):
+    """Taus with their intervals: a panel for each claim, a colour for each set of architectures."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for axes, (title, labels) in zip(figure.subplots(1, 2), study.PANELS.items(), strict=True):
+        for nth, (name, rows) in enumerate(found.items()):
+            values = {quantity: value for quantity, *value in rows}
+            points = [(i, *values[q]) for i, q in enumerate(labels) if q in values]
+            y, tau, low, high = np.array(points).T
+            axes.errorbar(tau, y + 0.1 * nth, (tau - low, high - tau), fmt="o", capsize=3, label=f"set {name}")
+        axes.set_yticks(range(len(labels)), labels.values())
+        axes.invert_yaxis()
+        axes.axvline(0, color="grey", linewidth=0.8)
+        axes.set_title(title, fontsize="medium")
+    axes.legend()
+    figure.suptitle("Which rankings agree with that at 100x imbalance? Kendall's tau with 95 % intervals. A: equal cost, B: whole space")
+    figure.savefig(path, dpi=150)
 
 
 COMPUTED = {"fig1": correlations, "study": decisions}  # tables that are no comparison of cells

@@ -23,6 +23,20 @@ SETTINGS = {
 PROCEDURES = ("P0", "P1", "P2", "P3")
 ARCHITECTURES = "results/study/architectures.txt"
 SETS = {"A": slice(0, 48), "B": slice(48, 96)}  # of its lines: of 149 M multiply-accumulates, and of the whole space
+PANELS = {  # of the picture: title -> {quantity: what a reader calls it}
+    "claim 1: 100x against ... (single seeds)": {
+        "tau(100x, 100x)": "100x, another seed",
+        "tau(another draw, 100x)": "100x, another draw of images",
+        "tau(50x, 100x)": "50x",
+        "tau(small, 100x)": "balanced, as few images",
+        "tau(balanced, 100x)": "balanced, all images",
+    },
+    "claim 2: 100x against ...": {
+        "tau of parameters": "number of parameters",
+        "tau of balanced accuracy": "accuracy on balanced data",
+        **{f"tau of {name}": f"score in a super-net {name}" for name in PROCEDURES},
+    },
+}
 
 
 def decide(lines, archs):

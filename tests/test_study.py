@@ -12,7 +12,7 @@ from conftest import ROOT, stage
 from test_reproduce import finish
 
 import reproduce
-from common import nats, study, tables
+from common import nats, report, study, tables
 from common.plan import make_plan
 
 ARCHS = (ROOT / study.ARCHITECTURES).read_text().split()
@@ -97,3 +97,12 @@ def test_what_is_not_there_yet_is_left_out(tmp_path, monkeypatch, capsys):
     text = (tmp_path / "report.md").read_text()
     assert "tau of P1 - tau of parameters" in text and "tau of P0" not in text and "small" not in text
     assert len((tmp_path / "accuracies.jsonl").read_text().splitlines()) == 5 * 96
+
+
+def test_the_picture_has_a_point_and_a_label_for_every_quantity(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(tables, "interval", partial(tables.interval, resamples=20))
+    found = {name: study.decide(lines(), ARCHS[of_set]) for name, of_set in study.SETS.items()}
+    assert {quantity for panel in study.PANELS.values() for quantity in panel} <= {row[0] for row in found["B"]}
+    report.study_picture(found, tmp_path / "study.png")
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
