@@ -144,7 +144,8 @@ def study_picture(found, path):
         axes.axvline(0, color="grey", linewidth=0.8)
         axes.set_title(title, fontsize="medium")
     axes.legend()
-    figure.suptitle("Which rankings agree with that at 100x imbalance? Kendall's tau with 95 % intervals. A: equal cost, B: whole space")
+    title = "Which rankings agree with that at 100x imbalance? Kendall's tau, 95 % intervals"
+    figure.suptitle(f"{title} (A: equal cost, B: whole space)")
     figure.savefig(path, dpi=150)
 
 
