@@ -98,7 +98,7 @@ def training_data(args, device):
 def add_shape(group):
     text = "width of the first stage (default: the space's: nats and resnet32 16, darts 36, shufflenet 64)"
     group.add_argument("--channels", type=width, help=text)
-    text = "cells per stage (nats: default 5), in all (darts: 20), or blocks per stage (shufflenet: 4)"
+    text = "cells per stage (nats: default 5), in all (darts: 20), or blocks per stage (shufflenet: 4, resnet32: 5)"
     group.add_argument("--cells", type=positive_int, help=text)
 
 

@@ -16,12 +16,15 @@ def cross_entropy(logits, labels, counts, weight=None, reduction="mean"):
 
 
 def balanced_softmax(logits, labels, counts, weight=None, reduction="mean"):
-    """-log softmax(z + log n)_y (Ren et al. 2020, Eq. 4; with log pi instead, which is the same, Menon et al. 2021, Eq. 10)."""
+    """-log softmax(z + log n)_y (Ren et al. 2020, Eq. 4).
+
+    The same as logit-adjusted cross entropy at tau = 1, whose log pi differs by a constant (Menon et al. 2021, Eq. 10).
+    """
     return F.cross_entropy(logits + counts.log(), labels, weight, reduction=reduction)
 
 
 def ldam(logits, labels, counts, weight=None, reduction="mean", largest=0.5, scale=30.0):
-    """-log softmax(s (z - Delta_y e_y))_y with Delta_j proportional to n_j^(-1/4) (Cao et al. 2019, Eqs. 10, 12, 13).
+    """-log softmax(s (z - Delta_y e_y))_y with Delta_j proportional to n_j^(-1/4) (Cao et al. 2019, Eqs. 12, 13).
 
     logits: cosines of a `CosineClassifier`. largest: the margin Delta of the rarest class. scale: s.
     """
@@ -31,7 +34,7 @@ def ldam(logits, labels, counts, weight=None, reduction="mean", largest=0.5, sca
 
 
 def adjust_logits(logits, counts, tau=1.0):
-    """z - tau log pi: post-hoc logit adjustment for a net that was trained with plain CE (Menon et al. 2021, Eq. 9)."""
+    """z - tau log pi: post-hoc logit adjustment for a net trained with CE or CE-DRW (Menon et al. 2021, Eq. 9)."""
     return logits - tau * (counts / counts.sum()).log()
 
 

@@ -57,7 +57,8 @@ TABLE_6 = {
 FIGURE_2 = {100: {"P1": "2000", "P2": "4000", "P3": "10000"}}
 
 # Top-1 accuracy of ResNet-32 at 100x. Cao: Cao et al. 2019 (LDAM-DRW). BoT: Zhang et al. 2021 (BagofTricks-LT), whose CE-DRW
-# has class-balanced weights. Code: the official code of Ren et al. 2020 (balanced softmax), trained for about 1,200 epochs.
+# has class-balanced weights. Code: the official code of Ren et al. 2020 (balanced softmax), much longer than 200 epochs; its
+# two numbers are quoted second-hand.
 BASELINES = {
     "cifar10": {
         "CE": "70.4 Cao, 69.9 BoT",

@@ -93,8 +93,10 @@ class Plan(dict):
         """
         for column, row in product(columns, next(iter(numbers.values()))):
             stages = [stage_of(row, column, seed) for seed in range(self.args.seeds)]
-            title = column if isinstance(column, str) else f"{column:g}x"
-            printed = None if self.args.scale == "quick" else numbers.get(column, {}).get(row)
+            title = short(column) if isinstance(column, str) else f"{column:g}x"
+            printed = (
+                None if self.args.scale == "quick" else numbers.get(title if isinstance(column, str) else column, {}).get(row)
+            )
             printed = printed if isinstance(printed, tuple) else [printed] * len(keys)
             for path, number in zip(keys, printed, strict=True):
                 yield Cell(row, f"{title} {path[-1]}" if len(keys) > 1 else title, number, stages, path)
@@ -170,7 +172,7 @@ def baselines(plan):
         name = f"resnet32_{loss}_on_{short(dataset, 100)}_s{seed}"
         return plan.retrain(name, given(arch="resnet32", loss=loss), dataset, 100, seed, "sub-net step of resnet32")
 
-    return plan.cells(paper.BASELINES, (plan.args.source, plan.args.target), stage_of)
+    return plan.cells(paper.BASELINES, dict.fromkeys((plan.args.source, plan.args.target)), stage_of)
 
 
 TABLES = {

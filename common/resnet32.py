@@ -30,7 +30,8 @@ class Block(nn.Module):
 
     def __init__(self, c_in, c_out, stride, affine):
         super().__init__()
-        self.stride, self.padding = stride, (c_out - c_in) // 2
+        self.stride, before = stride, (c_out - c_in) // 2
+        self.padding = before, c_out - c_in - before  # channels of zeros
         self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
         self.bn1 = BatchNorm2d(c_out, affine=affine)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
@@ -38,8 +39,8 @@ class Block(nn.Module):
 
     def forward(self, x):
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.padding:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
+        if any(self.padding):
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *self.padding))
         return F.relu(out + x)
 
 

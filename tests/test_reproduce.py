@@ -219,6 +219,22 @@ def finish(plan, out, name, result):
         Path(out, name, file).write_text(json.dumps(contents))
 
 
+@pytest.mark.parametrize("target", ["cifar10", "cifar100"])
+def test_published_baselines_stand_beside_a_folder_of_the_same_name(target, tmp_path, capsys):
+    folder = tmp_path / "cifar10"
+    for split in ("train", "val"):
+        (folder / split / "one").mkdir(parents=True)
+        (folder / split / "one" / "image.png").touch()
+    folders = {"cifar10": str(folder), "cifar100": "cifar100"}
+    argv = ["report", "baselines", "--source", str(folder), "--target", folders[target], "--out", str(tmp_path)]
+    plan, _ = make_plan(reproduce.parse_args(argv))
+    finish(plan, tmp_path, "retrain_resnet32_BS_on_cifar10_100x_s0", {"arch": "resnet32", "accuracy": {"all": 72.5}})
+    stage("reproduce", *argv)
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| BS"))
+    columns = ["72.50 [76.4 BoT, 77.9 Code]", "[43.2 BoT, 44.1 Code]"]
+    assert row == f"| BS | {' | '.join(columns[: 1 + (target == 'cifar100')])} |"
+
+
 def test_a_report_has_the_papers_numbers_ours_and_nothing_guessed(tmp_path, capsys):
     argv = ["report", "3a", "3b", "6", "fig2", "--out", str(tmp_path)]
     plan, _ = make_plan(reproduce.parse_args(argv))

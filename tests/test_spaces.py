@@ -182,6 +182,12 @@ def test_multiply_accumulates_of_shuffle_blocks_add_up():
     assert macs(arch) == macs(lightest) + sum(alone) > macs(lightest)
 
 
+@pytest.mark.parametrize("channels", [1, 5])
+def test_resnet32_has_any_width(channels):
+    net = resnet32.Network(10, channels, 1, (0,))
+    assert net.features(torch.randn(2, 3, 32, 32)).shape == (2, 4 * channels)
+
+
 def test_mutation_and_crossover_follow_their_probabilities():
     rng = np.random.default_rng(0)
     one, other = (0,) * 6, (4,) * 6
