@@ -93,10 +93,8 @@ class Plan(dict):
         """
         for column, row in product(columns, next(iter(numbers.values()))):
             stages = [stage_of(row, column, seed) for seed in range(self.args.seeds)]
-            title = short(column) if isinstance(column, str) else f"{column:g}x"
-            printed = (
-                None if self.args.scale == "quick" else numbers.get(title if isinstance(column, str) else column, {}).get(row)
-            )
+            key, title = (short(column), short(column)) if isinstance(column, str) else (column, f"{column:g}x")
+            printed = None if self.args.scale == "quick" else numbers.get(key, {}).get(row)
             printed = printed if isinstance(printed, tuple) else [printed] * len(keys)
             for path, number in zip(keys, printed, strict=True):
                 yield Cell(row, f"{title} {path[-1]}" if len(keys) > 1 else title, number, stages, path)

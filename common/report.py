@@ -16,6 +16,7 @@ from . import runtime, study, tables
 from .runner import record
 
 PICTURES = importlib.util.find_spec("matplotlib") is not None
+OVERALL = ("accuracy", "all")  # a cell's keys into a stage's result.json
 TITLES = {
     "1": "Table 1: sub-nets on balanced and long-tailed data",
     "3a": "Table 3a: from the source to the target",
@@ -75,17 +76,24 @@ def markdown(heads, rows):
 
 def comparison(plan, entries, records):
     """(Markdown, JSON) of a table's cells, and a line that says which rows are not independent."""
-    numbers, rows, chosen = [], {}, {}
+    numbers, rows, balanced, chosen, uneven = [], {}, {}, {}, False
     for cell in entries:
         finished = {seed: records[name]["result"] for seed, name in enumerate(cell.stages) if name in records}
         ours = [reduce(getitem, cell.keys, result) for result in finished.values()]
         ours = [value for value in ours if value is not None]  # a group without classes has none
         numbers.append({"row": cell.row, "column": cell.column, "paper": cell.printed, "ours": ours})
         rows.setdefault(cell.row, [cell.row]).append(summary(ours, cell.printed))
-        if cell.keys == ("accuracy", "all") and plan[cell.stages[0]].needs:  # the need is a search
+        if cell.keys == OVERALL:
+            means = [result["accuracy"]["balanced"] for result in finished.values()]
+            balanced.setdefault(cell.row, [cell.row]).append(summary(means, None))
+            uneven = uneven or not np.allclose(means, ours)
+        if cell.keys == OVERALL and plan[cell.stages[0]].needs:  # the need is a search
             for seed, result in finished.items():
                 chosen.setdefault((cell.column, seed, result["arch"]), []).append(cell.row)
     text = markdown(["", *dict.fromkeys(cell.column for cell in entries)], rows.values())
+    if uneven:
+        heads = ["", *dict.fromkeys(cell.column for cell in entries if cell.keys == OVERALL)]
+        text += "\nThe test classes are uneven. Means over classes:\n\n" + markdown(heads, balanced.values())
     same = [f"{column}, seed {seed}: {' = '.join(equal)}" for (column, seed, _), equal in chosen.items() if len(equal) > 1]
     return text + (f"\nThese searches chose the same architecture: {'; '.join(same)}.\n" if same else ""), numbers
 

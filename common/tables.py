@@ -89,11 +89,18 @@ def interval(statistic, *sizes, resamples=1000):
     return statistic(*map(np.arange, sizes)), low, high
 
 
+def partial_tau(x, y, fixed):
+    """Tau-b of x and y with a third sequence held fixed (Kendall 1942), all of length n. NaN if that determines one of them."""
+    tau, with_x, with_y = kendall_tau(x, y), kendall_tau(x, fixed), kendall_tau(y, fixed)
+    rest = (1 - with_x**2) * (1 - with_y**2)
+    return (tau - with_x * with_y) / math.sqrt(rest) if rest > 1e-18 else np.nan
+
+
 def compare(units):
     """The numbers of tau.json, from what `read` returns. ValueError if two settings share too few architectures.
 
     Matrices over the settings (S, S): n, the number of shared architectures; tau and its interval low, high; tau_single;
-    tau_given_parameters (Kendall 1942); regret[i, j], the accuracy that setting i loses, in points, by taking setting j's best
+    tau_given_parameters; regret[i, j], the accuracy that setting i loses, in points, by taking setting j's best
     architecture. noise_ceiling: {setting: {tau, low, high}}.
     """
     if not all(units.values()):
@@ -112,9 +119,7 @@ def compare(units):
         tau, low, high = interval(lambda k, x=x, y=y: kendall_tau(x[k], y[k]), n)
         cell = {"n": n, "tau": tau, "low": low, "high": high, "tau_single": single(np.arange(n))}
         fixed = [parameters[arch][None] for arch in archs] if parameters else np.zeros(n)  # explains nothing
-        with_x, with_y = kendall_tau(x, fixed), kendall_tau(y, fixed)
-        rest = (1 - with_x**2) * (1 - with_y**2)
-        cell["tau_given_parameters"] = (tau - with_x * with_y) / math.sqrt(rest) if rest > 1e-18 else np.nan
+        cell["tau_given_parameters"] = partial_tau(x, y, fixed)
         for i, j, lost in ((one, other, regret(x, y)), (other, one, regret(y, x))):
             cells[i, j] = {**cell, "regret": np.nan if i in computed else lost}
         if one == other and len(seeds) > 1:

@@ -219,8 +219,8 @@ def finish(plan, out, name, result):
         Path(out, name, file).write_text(json.dumps(contents))
 
 
-@pytest.mark.parametrize("target", ["cifar10", "cifar100"])
-def test_published_baselines_stand_beside_a_folder_of_the_same_name(target, tmp_path, capsys):
+@pytest.mark.parametrize(("target", "balanced"), [("cifar10", 72.5), ("cifar100", 60.0)])
+def test_published_baselines_stand_beside_a_folder_of_the_same_name(target, balanced, tmp_path, capsys):
     folder = tmp_path / "cifar10"
     for split in ("train", "val"):
         (folder / split / "one").mkdir(parents=True)
@@ -228,11 +228,17 @@ def test_published_baselines_stand_beside_a_folder_of_the_same_name(target, tmp_
     folders = {"cifar10": str(folder), "cifar100": "cifar100"}
     argv = ["report", "baselines", "--source", str(folder), "--target", folders[target], "--out", str(tmp_path)]
     plan, _ = make_plan(reproduce.parse_args(argv))
-    finish(plan, tmp_path, "retrain_resnet32_BS_on_cifar10_100x_s0", {"arch": "resnet32", "accuracy": {"all": 72.5}})
+    finish(
+        plan,
+        tmp_path,
+        "retrain_resnet32_BS_on_cifar10_100x_s0",
+        {"arch": "resnet32", "accuracy": {"all": 72.5, "balanced": balanced}},
+    )
     stage("reproduce", *argv)
-    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| BS"))
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| BS")]
     columns = ["72.50 [76.4 BoT, 77.9 Code]", "[43.2 BoT, 44.1 Code]"]
-    assert row == f"| BS | {' | '.join(columns[: 1 + (target == 'cifar100')])} |"
+    assert rows[0] == f"| BS | {' | '.join(columns[: 1 + (target == 'cifar100')])} |"
+    assert rows[1:] == ([] if balanced == 72.5 else ["| BS | 60.00 |  |"])  # the means over classes, where they differ
 
 
 def test_a_report_has_the_papers_numbers_ours_and_nothing_guessed(tmp_path, capsys):
@@ -240,7 +246,10 @@ def test_a_report_has_the_papers_numbers_ours_and_nothing_guessed(tmp_path, caps
     plan, _ = make_plan(reproduce.parse_args(argv))
     for seed, accuracy in ((0, 40.0), (2, 43.0)):
         for p in ("P1", "P2"):
-            result = {"arch": "the same", "accuracy": {"all": accuracy, "many": 60.0, "medium": None, "few": 12.5}}
+            result = {
+                "arch": "the same",
+                "accuracy": {"all": accuracy, "balanced": accuracy, "many": 60.0, "medium": None, "few": 12.5},
+            }
             finish(plan, tmp_path, f"retrain_{p}_cifar10_cifar100_100x_s{seed}_on_cifar100_100x", result)
     finish(plan, tmp_path, "P1_cifar10_cifar100_100x_s1", {"seconds": 50.0})
     stage("reproduce", *argv)

@@ -99,7 +99,7 @@ def test_what_is_not_there_yet_is_left_out(tmp_path, monkeypatch, capsys):
     assert len((tmp_path / "accuracies.jsonl").read_text().splitlines()) == 5 * 96
 
 
-def test_the_picture_has_a_point_and_a_label_for_every_quantity(tmp_path, monkeypatch):
+def test_the_picture_names_quantities_that_the_study_has(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(tables, "interval", partial(tables.interval, resamples=20))
     found = {name: study.decide(lines(), ARCHS[of_set]) for name, of_set in study.SETS.items()}

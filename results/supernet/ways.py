@@ -12,7 +12,6 @@ import argparse
 import copy
 import csv
 import json
-import os
 import sys
 import time
 from collections import defaultdict
@@ -23,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from common import data, drw, engine, nats, spaces
+from common import data, drw, engine, flags, nats, runtime, spaces, tables
 from common.kendall import kendall_tau
 
 BASE = {"channels": 8, "cells": 1, "lr": 0.1, "weight_decay": 2e-4, "decay": "steps", "sampling": "uniform"}
@@ -54,7 +53,6 @@ class Sampling:
     def __init__(self, kind, seed):
         self.kind, _, tries = kind.partition(":")
         self.seed, self.tries = seed, int(tries or 1)
-        self.paths = 5 if self.kind.startswith("strict") else 1
         self.copies = 5 if self.kind == "strict" else 1  # of the batch
         self.work = (3 * self.copies + (self.tries if self.tries > 1 else 0)) / 3  # forward passes, over those of one path
         if self.kind == "distinct":
@@ -113,11 +111,11 @@ def train(args, way, train_split, report):
     normalise = data.Normalise(*data.channel_stats(train_split[0]), 32, "cpu")
     batches = OwnBatches(data.Batches(train_split, normalise, 128, args.seed), sampling.copies)
     optimizer = engine.sgd(net, way["lr"], 0.9, way["weight_decay"])
-    averages = {decay: copy.deepcopy(net) for decay in args.average}
+    averages = {f"average {decay:g}": copy.deepcopy(net) for decay in args.average}
 
     @torch.no_grad()
     def follow(*_):  # weights off the path have no gradient, and their averages are left alone
-        for decay, average in averages.items():
+        for decay, average in zip(args.average, averages.values(), strict=True):
             pairs = [(a, p) for a, p in zip(average.parameters(), net.parameters(), strict=True) if p.grad is not None]
             torch._foreach_lerp_(*map(list, zip(*pairs, strict=True)), 1 - decay)
 
@@ -139,9 +137,11 @@ def train(args, way, train_split, report):
     def loss(*args, **kwargs):  # the gradients of copies are added up, not averaged
         return sampling.copies * F.cross_entropy(*args, **kwargs)
 
+    schedule = argparse.Namespace(epochs=epochs, milestones=None, reweight_from=None, loss="CE")
+    flags.fill_schedule(schedule, "super-net")
     for epoch in range(1, epochs + 1):
         start = time.perf_counter()
-        rate = drw.learning_rate(epoch, way["lr"], steps(epochs) if way["decay"] == "steps" else (), warmup=1)
+        rate = drw.learning_rate(epoch, way["lr"], schedule.milestones if way["decay"] == "steps" else (), warmup=1)
         if way["decay"] == "cosine":
             rate *= (1 + np.cos(np.pi * (epoch - 1) / epochs)) / 2
         optimizer.param_groups[0]["lr"] = rate
@@ -152,14 +152,7 @@ def train(args, way, train_split, report):
         metrics["loss"] /= sampling.copies
         print(f"epoch {epoch}/{epochs}  {metrics}  {time.perf_counter() - start:.1f} s", flush=True)
         if epoch == epochs or epoch in args.score_at:
-            report(
-                epoch, epoch == epochs, {"last": net} | {f"average {decay:g}": average for decay, average in averages.items()}
-            )
-
-
-def steps(epochs):
-    """The paper's milestones, 400 and 500 of 600, in proportion."""
-    return sorted({-(-400 * epochs // 600), -(-500 * epochs // 600)} - {1})
+            report(epoch, epoch == epochs, {"last": net, **averages})
 
 
 def mean_macs(way, sampling, paths=300):
@@ -205,7 +198,7 @@ def run(args):
                 start = time.perf_counter()
                 bn_chunks = n and engine.chunks_of(data.Batches(train_split, normalise, n, args.seed).first(n))
                 found = scores(copy.deepcopy(net), archs, bn_chunks, val_chunks, labels, batch_statistics=not n)
-                line = {"way": args.way, "seed": args.seed, "epoch": epoch, "final": final, "weights": name, "bn_images": n}
+                line = {"way": args.way, "seed": args.seed, "epoch": epoch, "weights": name, "bn_images": n}
                 lines.append({**line, "scores": found})
                 x, y = [found[a][0] for a in archs], [truth[a] for a in archs]
                 tau, loss_tau = kendall_tau(x, y), kendall_tau([-found[a][1] for a in archs], y)
@@ -214,73 +207,71 @@ def run(args):
 
     train(args, way, train_split, report)
     out.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"way": way, "precision": args.precision, "torch": torch.__version__, "threads": torch.get_num_threads()}
-    text = "".join(json.dumps(line | facts) + "\n" for line in lines)
-    out.with_suffix(".tmp").write_text(text)
-    os.replace(out.with_suffix(".tmp"), out)
+    facts = {"settings": way, "precision": args.precision, **runtime.environment(torch.device("cpu"))}
+    runtime.write(out, "".join(json.dumps(line | facts) + "\n" for line in lines))
 
 
 def read_truth(path):
     """{architecture string: published accuracy on CIFAR-10}, connected ones, in the order of the file."""
-    with open(path) as file:
+    with runtime.reading(path, "a CSV file with columns arch and cifar10"), open(path) as file:
         rows = [(row["arch"], float(row["cifar10"])) for row in csv.DictReader(file)]
     return {text: accuracy for text, accuracy in rows if nats.longest_path(nats.from_string(text)) >= 0}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args():
+    parser = runtime.Parser(__doc__)
     parser.add_argument("way", nargs="?", choices=WAYS, help="what differs from uniform sampling with the paper's schedule")
     parser.add_argument("--table", nargs="+", metavar="FILE", help="files of finished super-nets")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and paths")
+    parser.add_argument("--epochs", type=int, default=20, help="of uniform sampling; other ways have as many as cost the same")
     parser.add_argument("--score-at", type=int, nargs="*", default=[], metavar="E", help="epochs to score at, besides the last")
     parser.add_argument("--average", type=float, nargs="*", default=[], metavar="D", help="decays of averaged weights")
     parser.add_argument(
         "--bn-images", type=int, nargs="+", default=[2000], help="after the last epoch; 0: statistics of the batch"
     )
     parser.add_argument("--archs", type=int, default=100, help="the first so many connected architectures of --truth")
-    parser.add_argument("--truth", default="data/nats_bench_sample.csv")
-    parser.add_argument("--dataset", default="data/cifar10")
-    parser.add_argument("--val-per-class", type=int, default=300)
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
-    parser.add_argument("--out", default="runs/supernet")
+    parser.add_argument("--truth", default="data/nats_bench_sample.csv", help="CSV of published accuracies")
+    parser.add_argument("--dataset", default="data/cifar10", help="as in train_supernet.py")
+    parser.add_argument("--val-per-class", type=int, default=300, help="training images to hold out and score on")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="precision of training")
+    parser.add_argument("--out", default="runs/supernet", help="folder of the files")
     args = parser.parse_args()
-    table(args) if args.table else run(args)
+    if (args.way is None) == (args.table is None):
+        parser.error("name one way to train, or give files to --table")
+    return args
+
+
+def main(args):
+    with runtime.user_errors():
+        table(args) if args.table else run(args)
 
 
 def table(args):
-    """Tau of every way: all connected architectures, their better half, and with the parameter count held fixed."""
+    """Prints mean and standard deviation over seeds of four taus of every way."""
     truth, groups = read_truth(args.truth), defaultdict(dict)
     for path in args.table:
-        for line in map(json.loads, Path(path).read_text().splitlines()):
-            key = line["way"]["channels"], line["way"]["cells"]
-            name = Path(path).stem.rsplit("_s", 1)[0]
-            groups[name, line["epoch"], line["final"], line["weights"], line["bn_images"], key][line["seed"]] = line["scores"]
-    heads = "  ".join(f"{head:14}" for head in ("tau", "of the loss", "better half", "given parameters"))
-    print(f"{'way':28}{'epoch':>6} {'weights':15}{'bn':>5}  seeds  {heads}")
-    for (name, epoch, _, kind, bn, _), seeds in sorted(groups.items(), key=lambda item: (item[0][0], item[0][1:])):
-        rows = np.array([[*taus(found, truth)] for found in seeds.values()])
-        cells = "  ".join(
-            f"{m:.3f} +- {s:.3f}" for m, s in zip(rows.mean(0), rows.std(0, ddof=min(1, len(rows) - 1)), strict=True)
-        )
-        print(f"{name:28}{epoch:>6} {kind:15}{bn:>5}  {len(seeds):>5}  {cells}")
+        with runtime.reading(path, "a file of this script"), open(path) as file:
+            lines = [json.loads(line) for line in file]
+        for line in lines:
+            groups[line["way"], line["epoch"], line["weights"], line["bn_images"]][line["seed"]] = line["scores"]
+    print("way, epoch, weights, BN images (seeds): tau; tau of the loss; in the better half; given the number of parameters")
+    for key, seeds in sorted(groups.items()):
+        rows = [taus(found, truth) for found in seeds.values()]
+        cells = [
+            f"{np.mean(row):.3f}" + (f" +- {np.std(row, ddof=1):.3f}" if len(row) > 1 else "")
+            for row in zip(*rows, strict=True)
+        ]
+        print(f"{', '.join(map(str, key))} ({len(seeds)}): {'; '.join(cells)}")
 
 
 def taus(found, truth):
-    archs = list(found)
-    x, loss, y = (
-        np.array([found[a][0] for a in archs]),
-        np.array([-found[a][1] for a in archs]),
-        np.array([truth[a] for a in archs]),
-    )
-    z = np.array([weight(nats.from_string(a)) for a in archs])
+    """Tau of accuracies, of losses, of accuracies in the better half, and partial tau given the number of parameters."""
+    accuracy, loss = np.array(list(found.values())).T
+    y, parameters = np.array([(truth[text], weight(nats.from_string(text))) for text in found]).T
     half = y >= np.median(y)
-    with_x, with_y, tau = kendall_tau(x, z), kendall_tau(y, z), kendall_tau(x, y)
-    yield tau
-    yield kendall_tau(loss, y)
-    yield kendall_tau(x[half], y[half])
-    yield (tau - with_x * with_y) / np.sqrt((1 - with_x**2) * (1 - with_y**2))
+    tau = kendall_tau(accuracy, y)
+    return tau, kendall_tau(-loss, y), kendall_tau(accuracy[half], y[half]), tables.partial_tau(accuracy, y, parameters)
 
 
 if __name__ == "__main__":
-    main()
+    runtime.launch(parse_args, main)
