@@ -163,20 +163,38 @@ def mean_macs(way, sampling, paths=300):
 
 
 @torch.inference_mode()
-def scores(net, archs, bn_chunks, val_chunks, labels, batch_statistics=False):
-    """{architecture string: (accuracy in %, mean loss)}."""
+def scores(net, archs, bn_chunks, bn_labels, val_chunks, labels):
+    """{architecture string: (accuracy in %, mean loss, accuracy in % of a classifier of its own)}.
+
+    bn_chunks: images to re-calibrate batch norm and fit the architecture's own classifier. None: batch statistics, no fit.
+    """
     found = {}
     for text in archs:
         arch = nats.from_string(text)
-        if batch_statistics:
-            engine.use_batch_statistics(net)
-        else:
+        if bn_chunks:
             engine.recalibrate(net, bn_chunks, arch)
             net.eval()
-        logits = torch.cat([net(chunk, arch) for chunk in val_chunks])
-        accuracy = 100 * (logits.argmax(1) == labels).double().mean().item()
-        found[text] = accuracy, F.cross_entropy(logits.double(), labels).item()
+        else:
+            engine.use_batch_statistics(net)
+        features = torch.cat([net.features(chunk, arch) for chunk in val_chunks])
+        logits = net.classifier(features).double()
+        guesses = [logits.argmax(1)]
+        if bn_chunks:
+            known = torch.cat([net.features(chunk, arch) for chunk in bn_chunks])
+            guesses.append(ridge_regression(known.double(), bn_labels)(features.double()).argmax(1))
+        shares = [100 * (guess == labels).double().mean().item() for guess in guesses]
+        found[text] = shares[0], F.cross_entropy(logits, labels).item(), shares[-1]
     return found
+
+
+def ridge_regression(features, labels, ridge=1e-3):
+    """Fits one-hot labels by least squares, and returns the function features -> (n, C). ridge: in mean variances."""
+    mean, targets = features.mean(0), F.one_hot(labels).double()
+    centred = features - mean
+    gram = centred.T @ centred
+    gram += ridge * gram.diagonal().mean() * torch.eye(len(gram))
+    weights = torch.linalg.solve(gram, centred.T @ (targets - targets.mean(0)))
+    return lambda x: (x - mean) @ weights + targets.mean(0)
 
 
 def run(args):
@@ -196,14 +214,14 @@ def run(args):
         for name, net in nets.items():
             for n in args.bn_images if final and name == "last" else args.bn_images[:1]:
                 start = time.perf_counter()
-                bn_chunks = n and engine.chunks_of(data.Batches(train_split, normalise, n, args.seed).first(n))
-                found = scores(copy.deepcopy(net), archs, bn_chunks, val_chunks, labels, batch_statistics=not n)
+                images, bn_labels = next(data.Batches(train_split, normalise, n or 1, args.seed).epoch(0))
+                bn_chunks = engine.chunks_of(images) if n else None
+                found = scores(copy.deepcopy(net), archs, bn_chunks, bn_labels, val_chunks, labels)
                 line = {"way": args.way, "seed": args.seed, "epoch": epoch, "weights": name, "bn_images": n}
                 lines.append({**line, "scores": found})
-                x, y = [found[a][0] for a in archs], [truth[a] for a in archs]
-                tau, loss_tau = kendall_tau(x, y), kendall_tau([-found[a][1] for a in archs], y)
-                facts = f"accuracy {np.mean(x):.2f} +- {np.std(x):.2f}, {time.perf_counter() - start:.0f} s"
-                print(f"epoch {epoch} {name} bn {n}: tau {tau:.3f}, of the loss {loss_tau:.3f}, {facts}", flush=True)
+                accuracies, all_taus = [found[a][0] for a in archs], ", ".join(f"{tau:.3f}" for tau in taus(found, truth))
+                facts = f"accuracy {np.mean(accuracies):.2f} +- {np.std(accuracies):.2f}, {time.perf_counter() - start:.0f} s"
+                print(f"epoch {epoch} {name} bn {n}: tau {all_taus}; {facts}", flush=True)
 
     train(args, way, train_split, report)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -254,7 +272,7 @@ def table(args):
             lines = [json.loads(line) for line in file]
         for line in lines:
             groups[line["way"], line["epoch"], line["weights"], line["bn_images"]][line["seed"]] = line["scores"]
-    print("way, epoch, weights, BN images (seeds): tau; tau of the loss; in the better half; given the number of parameters")
+    print("way, epoch, weights, BN images (seeds): tau of accuracy; loss; own classifier; better half; given the parameters")
     for key, seeds in sorted(groups.items()):
         rows = [taus(found, truth) for found in seeds.values()]
         cells = [
@@ -265,12 +283,12 @@ def table(args):
 
 
 def taus(found, truth):
-    """Tau of accuracies, of losses, of accuracies in the better half, and partial tau given the number of parameters."""
-    accuracy, loss = np.array(list(found.values())).T
+    """Tau of accuracies, losses, accuracies of own classifiers; of accuracies in the better half, and given the parameters."""
+    accuracy, loss, own = np.array(list(found.values())).T
     y, parameters = np.array([(truth[text], weight(nats.from_string(text))) for text in found]).T
     half = y >= np.median(y)
-    tau = kendall_tau(accuracy, y)
-    return tau, kendall_tau(-loss, y), kendall_tau(accuracy[half], y[half]), tables.partial_tau(accuracy, y, parameters)
+    partial = tables.partial_tau(accuracy, y, parameters)
+    return (*(kendall_tau(x, y) for x in (accuracy, -loss, own)), kendall_tau(accuracy[half], y[half]), partial)
 
 
 if __name__ == "__main__":
