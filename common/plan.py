@@ -25,11 +25,11 @@ class Plan(dict):
         super().__init__()
         self.args = args
 
-    def add(self, name, command, seed, work, needs=()):
+    def add(self, name, command, turn, work, needs=()):
         where = given(out=os.path.join(self.args.out, name), device=self.args.device, data_root=self.args.data_root)
         if self.args.cuda_graphs and command[0] in ("retrain.py", "rank_transfer.py"):
             where.append("--cuda-graphs")
-        stage = Stage([str(word) for word in (*command, *where)], needs, seed, work)
+        stage = Stage([str(word) for word in (*command, *where)], needs, turn, work)
         if self.setdefault(name, stage).command != stage.command:
             raise UserError(f"two different runs would be called '{name}': give --source and --target other names")
         return name
@@ -52,19 +52,27 @@ class Plan(dict):
         return self.add(name, ["train_supernet.py", *flags], seed, {"super-net step": epochs * images})
 
     def trained(self, row, source, target, ratio, seed):
-        """The super-net of a row of Tables 3 to 6 or Figure 2. P1 is Eq. 4, P2 Eq. 5, and "P2, 50/200" of Table 4."""
-        if row in ("P3", "CE", "CE-DRW"):
-            return self.supernet(target, ratio, seed, self.args.target_epochs, "CE" if row == "CE" else None)
+        """The super-net of a row of Tables 3 to 6, Figure 2 or the study: P1 is Eq. 4, P2 Eq. 5, "P2, 50/200" of Table 4.
+
+        "P1, every 4" is P1 with `--features-every 4`.
+        """
+        if row in ("P3", "CE", "CE-DRW", "P3, CE"):
+            return self.supernet(target, ratio, seed, self.args.target_epochs, "CE" if row.endswith("CE") else None)
         trained, epochs = self.supernet(source, 1, seed, self.args.source_epochs), self.args.adapt_epochs
         if row == "P0":
             return trained
-        procedure, _, frozen_after = row.removesuffix("/200").partition(", ")
-        full = 0 if procedure == "P1" else math.ceil(int(frozen_after or 200) * epochs / 200)  # epochs that train the backbone
+        procedure, _, variant = row.partition(", ")
+        frozen_after = int(variant.removesuffix("/200")) if variant.endswith("/200") else None  # of the paper's 200 epochs
+        every = int(variant.removeprefix("every ")) if variant.startswith("every ") else None
+        full = 0 if procedure == "P1" else math.ceil((frozen_after or 200) * epochs / 200)  # epochs that train the backbone
+        forward = math.ceil((epochs - full) / (every or 1))  # epochs that run the frozen backbone
         flags, images = self.long_tailed(target, ratio)
         command = ["adapt.py", "--procedure", procedure, "--supernet", os.path.join(self.args.out, trained, "supernet.pt")]
-        command += [*flags, *given(epochs=epochs, backbone_epochs=full if frozen_after else None, seed=seed)]
-        name = f"{procedure}{frozen_after and f'_backbone{frozen_after}'}_{short(source)}_{short(target, ratio)}_s{seed}"
-        return self.add(name, command, seed, {"super-net step": full * images, "P1 step": (epochs - full) * images}, [trained])
+        command += flags + given(epochs=epochs, backbone_epochs=frozen_after and full, features_every=every, seed=seed)
+        tag = f"_backbone{frozen_after}" if frozen_after else f"_every{every}" if every else ""
+        name = f"{procedure}{tag}_{short(source)}_{short(target, ratio)}_s{seed}"
+        work = {"super-net step": full, "P1 step": forward, "P1 classifier step": epochs - full - forward}
+        return self.add(name, command, seed, {step: n * images for step, n in work.items() if n}, [trained])
 
     def subnet(self, row, source, target, ratio, seed):
         """Searches the row's super-net, P0's on the source, and trains the best architecture on the target."""
@@ -148,20 +156,23 @@ def the_study(plan):
     args, sizes = plan.args, class_sizes(plan.args.target, "train")
     _, images = plan.long_tailed(args.target, 100)
     command = ["rank_transfer.py", "--archs", study.ARCHITECTURES]
-    for order, (method, (ratio, data_seed, seeds)) in enumerate(study.SETTINGS.items()):
+    for nth, (method, (ratio, data_seed, seeds)) in enumerate(study.SETTINGS.items()):
         held_out = min(sizes) - images // len(sizes) if method == "small" else None
         flags, n = plan.long_tailed(args.target, ratio, held_out)
         flags = ["--datasets", f"{args.target}:{ratio}", *flags[4:]]
         flags += given(epochs=round(images / n * args.subnet_epochs), warmup=round(images / n * args.warmup))  # equal steps
         flags += given(data_seed=data_seed, channels=args.channels, cells=args.cells, method=method)
+        turn = nth - len(study.SETTINGS)  # before all super-nets
         for seed in seeds:
             work = {"sub-net step": 96 * args.subnet_epochs * images}
-            plan.add(f"alone_{method.replace(' ', '_')}_s{seed}", [*command, *flags, "--seeds", seed], order, work)
-    for seed, row in product(range(args.seeds), study.PROCEDURES):
-        supernet = plan.trained(row, args.source, args.target, 100, seed)
+            plan.add(f"alone_{method.replace(' ', '_')}_s{seed}", [*command, *flags, "--seeds", seed], turn, work)
+    for row, seed in product((*study.PROCEDURES, *study.VARIANTS), range(args.seeds)):
+        before, supernet = set(plan), plan.trained(row, args.source, args.target, 100, seed)
         flags = given(bn_images=args.bn_images, method=row, supernet=os.path.join(args.out, supernet, "supernet.pt"))
         work = {"scoring": 96 * (args.bn_images + sum(class_sizes(args.target, "val")))}
         plan.add(f"inside_{supernet}", [*command, *flags], seed, work, [supernet])
+        if row in study.VARIANTS:
+            plan.update({name: plan[name]._replace(turn=seed + args.seeds) for name in plan.keys() - before})
     return ()
 
 
@@ -191,4 +202,4 @@ def make_plan(args):
     """({name: Stage}, {table: its cells}). A stage comes after what it needs, and all of one seed before the next."""
     plan = Plan(args)
     tables = {table: list(TABLES[table](plan)) for table in args.tables}
-    return dict(sorted(plan.items(), key=lambda item: item[1].seed)), tables
+    return dict(sorted(plan.items(), key=lambda item: item[1].turn)), tables

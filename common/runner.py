@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 class Stage(NamedTuple):
     command: list  # a script, its flags, then --out and other flags that do not change the result
     needs: list  # names of the stages whose products it reads
-    seed: int
+    turn: int  # stages of lower turns run first; the seed, unless a table says otherwise
     work: dict  # {kind of step: images}
 
 
@@ -73,7 +73,7 @@ def run(plan, out, workers):
     with concurrent.futures.ThreadPoolExecutor(len(workers)) as pool:
         try:
             while True:
-                ready = sorted([*ready, *order.get_ready()], key=lambda name: plan[name].seed)
+                ready = sorted([*ready, *order.get_ready()], key=lambda name: plan[name].turn)
                 while ready and free:
                     name, worker = ready.pop(0), free.pop()
                     log = Path(out, f"{name}.log")

@@ -21,6 +21,8 @@ SETTINGS = {
     "50x": (50, 0, (0, 1)),
 }
 PROCEDURES = ("P0", "P1", "P2", "P3")
+# {variant: what it is compared with}: Table 4, `--features-every` of P1, and Table 5. Run after everything else.
+VARIANTS = {"P2, 50/200": "P2", "P2, 100/200": "P2", "P2, 150/200": "P2", "P1, every 4": "P1", "P3, CE": "P3"}
 ARCHITECTURES = "results/study/architectures.txt"
 SETS = {"A": slice(0, 48), "B": slice(48, 96)}  # of its lines: of 149 M multiply-accumulates, and of the whole space
 PANELS = {  # of the picture: title -> {quantity: what a reader calls it}
@@ -42,7 +44,7 @@ PANELS = {  # of the picture: title -> {quantity: what a reader calls it}
 def decide(lines, archs):
     """[(quantity, value, low, high)] of both claims for these architectures, from the settings whose lines are all there.
 
-    lines: dicts of an accuracies.jsonl, whose methods are SETTINGS and PROCEDURES.
+    lines: dicts of an accuracies.jsonl, whose methods are SETTINGS, PROCEDURES and VARIANTS.
     """
     found = {}
     for line in lines:
@@ -51,7 +53,7 @@ def decide(lines, archs):
     settings = {name: whole[name] for name, (*_, seeds) in SETTINGS.items() if whole.get(name, {}).keys() == set(seeds)}
     if not {"balanced", "100x"} <= settings.keys():
         return []
-    scores = {name: np.array(list(whole[name].values())) for name in PROCEDURES if name in whole}
+    scores = {name: np.array(list(whole[name].values())) for name in (*PROCEDURES, *VARIANTS) if name in whole}
     means = {name: tables.mean_over_seeds(settings[name]) for name in ("balanced", "100x")}
     with torch.device("meta"):  # one cell per stage: more only scale the differences up
         parameters = [spaces.parameters(nats.Network(10, cells=1, arch=nats.from_string(arch))) for arch in archs]
@@ -73,14 +75,16 @@ def claim_1(settings):
         for name, seeds in settings.items()
         if len(seeds) > 1 and name != "100x"
     }
-    return with_differences(across, "tau(balanced, 100x)", count) + with_differences(ceilings, None, count)
+    base = "tau(balanced, 100x)"
+    return with_differences(across, [(base, other) for other in across], count) + with_differences(ceilings, [], count)
 
 
 def claim_2(truth, scores):
     """Tau of scores with the accuracies at 100x, and the regret of taking the highest, both means over super-nets.
 
     truth: accuracies (n,) of n architectures. scores: {name: (super-nets, n)}, one row where there are no super-nets.
-    Intervals resample architectures and super-nets. Procedures are paired by the seeds of their super-nets.
+    Intervals resample architectures and super-nets. Procedures are paired by the seeds of their super-nets. P1 is compared with
+    everything, and a variant with its procedure.
     """
     rows = [("regret of a random architecture", truth.max() - truth.mean(), np.nan, np.nan)]
     sizes = len(truth), max(map(len, scores.values()))
@@ -90,14 +94,15 @@ def claim_2(truth, scores):
             return lambda k, seeds: np.mean([of(truth[k], net[k]) for net in nets[seeds % len(nets)]])
 
         statistics = {f"{measure} of {name}": mean(nets) for name, nets in scores.items()}
-        rows += with_differences(statistics, f"{measure} of P1", *sizes)
+        pairs = [("P1", name) for name in scores if name not in VARIANTS] + [(of, name) for name, of in VARIANTS.items()]
+        rows += with_differences(statistics, [[f"{measure} of {name}" for name in pair] for pair in pairs], *sizes)
     return rows
 
 
-def with_differences(statistics, base, *sizes):
-    """Rows of statistics, {quantity: function of resampled indices}, and of the one called `base` less each of the others."""
+def with_differences(statistics, pairs, *sizes):
+    """Rows of statistics, {quantity: function of resampled indices}, and of the first less the second of each pair."""
     found = dict(statistics)
-    for quantity, other in statistics.items() if base in statistics else ():
-        if quantity != base:
-            found[f"{base} - {quantity}"] = lambda *k, other=other: statistics[base](*k) - other(*k)
+    for one, other in pairs:
+        if one != other and {one, other} <= statistics.keys():
+            found[f"{one} - {other}"] = lambda *k, f=statistics[one], g=statistics[other]: f(*k) - g(*k)
     return [(quantity, *tables.interval(statistic, *sizes)) for quantity, statistic in found.items()]

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from common import nats, report, study, tables
 from common.plan import make_plan
 
 ARCHS = (ROOT / study.ARCHITECTURES).read_text().split()
-NOISE = {"P0": 6.0, "P1": 1.0, "P2": 3.0, "P3": 1.0}  # of super-nets
+NOISE = {"P0": 6.0, "P1": 1.0, "P2": 3.0, "P3": 1.0} | dict.fromkeys(study.VARIANTS, 12.0)  # of super-nets
 
 
 def tau(x, y):
@@ -67,16 +68,48 @@ def test_both_claims_against_scipy(name, monkeypatch):
     assert low < 0 < high  # both are balanced
 
     truth = (by["100x", 0] + by["100x", 1]) / 2
-    for p in study.PROCEDURES:
+    for p in NOISE:
         nets = [by[p, seed] for seed in range(5)]
         assert rows[f"tau of {p}"][0] == pytest.approx(np.mean([tau(truth, net) for net in nets]))
         assert rows[f"regret of {p}"][0] == pytest.approx(np.mean([truth.max() - truth[net.argmax()] for net in nets]))
     assert rows["tau of P1 - tau of P0"][1] > 0 and rows["tau of P1 - tau of P3"][1] < 0 < rows["tau of P1 - tau of P3"][2]
+    for variant, of in study.VARIANTS.items():
+        value, low, high = rows[f"tau of {of} - tau of {variant}"]
+        assert value == pytest.approx(rows[f"tau of {of}"][0] - rows[f"tau of {variant}"][0]) and 0 < low <= value <= high
     mean_balanced = (by["balanced", 0] + by["balanced", 1]) / 2
     assert rows["tau of balanced accuracy"][0] == pytest.approx(tau(truth, mean_balanced))
     parameters = [9 * text.count("3x3~") - 9 * text.count("pool_3x3") + text.count("1x1") for text in archs]
     assert rows["tau of parameters"][0] == pytest.approx(tau(truth, parameters), nan_ok=True)  # all of A have as many
     assert rows["regret of a random architecture"][0] == pytest.approx(truth.max() - truth.mean())
+
+
+def test_settings_come_first_and_variants_last(tmp_path):
+    flags = ["--scale", "study", "--source", "synthetic100", "--target", "synthetic10", "--seeds", "2", "--out", str(tmp_path)]
+    plan, _ = make_plan(reproduce.parse_args(["list", "study", *flags]))
+    methods = [command[command.index("--method") + 1] for command, *_ in plan.values() if "--method" in command]
+    settings = [method for method, (*_, seeds) in study.SETTINGS.items() for _ in seeds]
+    assert methods == settings + 2 * list(study.PROCEDURES) + 2 * list(study.VARIANTS)
+    scored = [command[command.index("--supernet") + 1] for name, (command, *_) in plan.items() if name.startswith("inside_")]
+    assert len(set(scored)) == len(scored) == 2 * len(study.PROCEDURES) + 2 * len(study.VARIANTS)
+    (every,) = [command for name, (command, *_) in plan.items() if name.startswith("P1_every4") and name.endswith("_s1")]
+    assert every[every.index("--features-every") + 1] == "4" and every[every.index("--procedure") + 1] == "P1"
+
+
+def test_the_page_tells_how_to_use_the_table(tmp_path, monkeypatch, capsys):
+    snippet = re.findall(r"```python\n(.*?)```", (ROOT / "results" / "study" / "README.md").read_text(), re.DOTALL)[0]
+    monkeypatch.chdir(tmp_path)
+    Path("results/study").mkdir(parents=True)
+    everything = lines()
+    Path("results/study/accuracies.jsonl").write_text("".join(json.dumps(line) + "\n" for line in everything))
+    exec(snippet, {})
+    by = {}
+    for line in everything:
+        if line["method"] == "100x":
+            by.setdefault(line["arch"], []).append(line["accuracy"])
+    truth = np.array([np.mean(by[arch]) for arch in ARCHS])
+    score = np.array([nats.trivial_scores(nats.from_string(arch))["live convolutions"] for arch in ARCHS])
+    lost = truth.max() - truth[score == score.max()].mean()
+    assert [float(number) for number in capsys.readouterr().out.split()] == pytest.approx([tau(truth, score), lost])
 
 
 def test_what_is_not_there_yet_is_left_out(tmp_path, monkeypatch, capsys):
