@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from common import data, drw, engine, flags, nats, runtime, spaces, tables
 from common.kendall import kendall_tau
 
-BASE = {"channels": 8, "cells": 1, "lr": 0.1, "weight_decay": 2e-4, "decay": "steps", "sampling": "uniform"}
+BASE = {"channels": 8, "cells": 1, "lr": 0.1, "weight_decay": 2e-4, "decay": "steps", "sampling": "uniform", "cell_lr": 1}
 WAYS = {
     "uniform": {},
     "no decay": {"decay": "none"},
@@ -33,6 +33,7 @@ WAYS = {
     "lr 0.05": {"lr": 0.05},
     "lr 0.2": {"lr": 0.2},
     "no weight decay": {"weight_decay": 0.0},
+    "cells 3 lr": {"cell_lr": 3},
     "distinct": {"sampling": "distinct"},
     "by weights": {"sampling": "by weights"},
     "largest": {"sampling": "largest"},
@@ -111,6 +112,11 @@ def train(args, way, train_split, report):
     normalise = data.Normalise(*data.channel_stats(train_split[0]), 32, "cpu")
     batches = OwnBatches(data.Batches(train_split, normalise, 128, args.seed), sampling.copies)
     optimizer = engine.sgd(net, way["lr"], 0.9, way["weight_decay"])
+    # Every step trains the stem, the reductions and the classifier, but an operation only one step in five.
+    in_cells = [p for module in net.modules() if isinstance(module, nats.Cell) for p in module.parameters()]
+    group, chosen = optimizer.param_groups[0], set(in_cells)
+    group["params"] = [p for p in group["params"] if p not in chosen]
+    optimizer.add_param_group({"params": in_cells})
     averages = {f"average {decay:g}": copy.deepcopy(net) for decay in args.average}
 
     @torch.no_grad()
@@ -144,7 +150,8 @@ def train(args, way, train_split, report):
         rate = drw.learning_rate(epoch, way["lr"], schedule.milestones if way["decay"] == "steps" else (), warmup=1)
         if way["decay"] == "cosine":
             rate *= (1 + np.cos(np.pi * (epoch - 1) / epochs)) / 2
-        optimizer.param_groups[0]["lr"] = rate
+        for group, factor in zip(optimizer.param_groups, (1, way["cell_lr"]), strict=True):
+            group["lr"] = factor * rate
         engine.use_batch_statistics(net)
         metrics = engine.train_epoch(
             net, batches, epoch, optimizer, torch.ones(10), path=path, backbone=backbone, loss=loss, precision=args.precision
