@@ -12,6 +12,7 @@ import argparse
 import copy
 import csv
 import json
+import math
 import sys
 import time
 from collections import defaultdict
@@ -104,7 +105,7 @@ class OwnBatches:
 
 
 def train(args, way, train_split, report):
-    """Trains a super-net in this way, and calls report(epoch, {name of the weights: net}) at the epochs to be scored."""
+    """Trains a super-net in this way and returns it. Calls report(epoch, {name of weights: net}) at the epochs to be scored."""
     torch.manual_seed(args.seed)
     net = spaces.supernet("nats", 10, way["channels"], way["cells"])
     sampling = Sampling(way["sampling"], args.seed)
@@ -160,6 +161,7 @@ def train(args, way, train_split, report):
         print(f"epoch {epoch}/{epochs}  {metrics}  {time.perf_counter() - start:.1f} s", flush=True)
         if epoch == epochs or epoch in args.score_at:
             report(epoch, epoch == epochs, {"last": net, **averages})
+    return net
 
 
 def mean_macs(way, sampling, paths=300):
@@ -171,7 +173,7 @@ def mean_macs(way, sampling, paths=300):
 
 @torch.inference_mode()
 def scores(net, archs, bn_chunks, bn_labels, val_chunks, labels):
-    """{architecture string: (accuracy in %, mean loss, accuracy in % of a classifier of its own)}.
+    """{architecture string: (accuracy in %, mean loss, the same of a classifier of its own: accuracy, squared error)}.
 
     bn_chunks: images to re-calibrate batch norm and fit the architecture's own classifier. None: batch statistics, no fit.
     """
@@ -185,12 +187,13 @@ def scores(net, archs, bn_chunks, bn_labels, val_chunks, labels):
             engine.use_batch_statistics(net)
         features = torch.cat([net.features(chunk, arch) for chunk in val_chunks])
         logits = net.classifier(features).double()
-        guesses = [logits.argmax(1)]
+        own, error = logits, math.nan
         if bn_chunks:
             known = torch.cat([net.features(chunk, arch) for chunk in bn_chunks])
-            guesses.append(ridge_regression(known.double(), bn_labels)(features.double()).argmax(1))
-        shares = [100 * (guess == labels).double().mean().item() for guess in guesses]
-        found[text] = shares[0], F.cross_entropy(logits, labels).item(), shares[-1]
+            own = ridge_regression(known.double(), bn_labels)(features.double())
+            error = F.mse_loss(own, F.one_hot(labels).double()).item()
+        shares = [100 * (guesses.argmax(1) == labels).double().mean().item() for guesses in (logits, own)]
+        found[text] = shares[0], F.cross_entropy(logits, labels).item(), shares[1], error
     return found
 
 
@@ -230,9 +233,10 @@ def run(args):
                 facts = f"accuracy {np.mean(accuracies):.2f} +- {np.std(accuracies):.2f}, {time.perf_counter() - start:.0f} s"
                 print(f"epoch {epoch} {name} bn {n}: tau {all_taus}; {facts}", flush=True)
 
-    train(args, way, train_split, report)
+    last = train(args, way, train_split, report)
     out.parent.mkdir(parents=True, exist_ok=True)
     facts = {"settings": way, "precision": args.precision, **runtime.environment(torch.device("cpu"))}
+    runtime.save(str(out.with_suffix(".pt")), {"kind": "super-net", "net": last.state_dict(), **way})
     runtime.write(out, "".join(json.dumps(line | facts) + "\n" for line in lines))
 
 
@@ -279,7 +283,7 @@ def table(args):
             lines = [json.loads(line) for line in file]
         for line in lines:
             groups[line["way"], line["epoch"], line["weights"], line["bn_images"]][line["seed"]] = line["scores"]
-    print("way, epoch, weights, BN images (seeds): tau of accuracy; loss; own classifier; better half; given the parameters")
+    print("way, epoch, weights, BN images (seeds): tau of accuracy; loss; own classifier; its error; ...")
     for key, seeds in sorted(groups.items()):
         rows = [taus(found, truth) for found in seeds.values()]
         cells = [
@@ -290,12 +294,14 @@ def table(args):
 
 
 def taus(found, truth):
-    """Tau of accuracies, losses, accuracies of own classifiers; of accuracies in the better half, and given the parameters."""
-    accuracy, loss, own = np.array(list(found.values())).T
+    """Tau of the four `scores`; of the first and the last, tau in the better half and partial tau given the parameters."""
+    accuracy, loss, own, error = np.array([values for values in found.values()]).T
     y, parameters = np.array([(truth[text], weight(nats.from_string(text))) for text in found]).T
     half = y >= np.median(y)
-    partial = tables.partial_tau(accuracy, y, parameters)
-    return (*(kendall_tau(x, y) for x in (accuracy, -loss, own)), kendall_tau(accuracy[half], y[half]), partial)
+    results = [kendall_tau(x, y) for x in (accuracy, -loss, own, -error)]
+    for x in (accuracy, -error):
+        results += [kendall_tau(x[half], y[half]), tables.partial_tau(x, y, parameters)]
+    return results
 
 
 if __name__ == "__main__":
