@@ -46,7 +46,7 @@ def parse_args(argv=None):
     parser.add_argument("--cuda-graphs", action="store_true", help="on a GPU: the same result, several times as fast")
     group = parser.add_argument_group("super-net, whose checkpoint replaces the flags of space, shape, data and training")
     group.add_argument("--supernet", help="supernet.pt to score the architectures in, on the images that search.py would use")
-    flags.add_bn_images(group)
+    flags.add_scoring(group)
     group = parser.add_argument_group("tables")
     group.add_argument("--method", help="name in tables (default: stand-alone, or the super-net's procedure)")
     group.add_argument("--tabulate", nargs="+", metavar="FILE", help="accuracies.jsonl or CSV files to correlate")
@@ -172,7 +172,7 @@ def score_inside(args, device):
     space, source = spaces.space(checkpoint["space"]), checkpoint["data"]
     archs = architectures(args, space)
     train, val = data.load(("train", "val"), **source, root=args.data_root, device=device)
-    score = engine.scorer(net.to(device), train, val, args.bn_images, args.seeds[0])
+    score = engine.scorer(net.to(device), train, val, args.bn_images, args.seeds[0], args.own_classifier)
     units = [(space.to_string(arch), source["dataset"], source["imbalance"], checkpoint["seed"]) for arch in archs]
     return args.method or checkpoint["procedure"], units, lambda arch, *_: {"accuracy": score(space.from_string(arch))}
 

@@ -29,7 +29,7 @@ def parse_args(argv=None):
     group.add_argument("--mutate-probability", type=flags.fraction, default=0.1, help="probability that a gene mutates")
     group.add_argument("--topk", type=flags.positive_int, default=10, help="parents: the best K so far")
     group.add_argument("--max-mmacs", type=flags.positive, metavar="M", help="at most M million multiply-accumulates")
-    flags.add_bn_images(group)
+    flags.add_scoring(group)
     flags.add_run(parser, out="runs/search")
     args = parser.parse_args(argv)
     children = args.crossovers + args.mutations
@@ -95,7 +95,7 @@ def main(args):
     # data
     with runtime.user_errors():
         train, val = data.load(("train", "val"), **checkpoint["data"], root=args.data_root, device=device)
-        score = engine.scorer(net, train, val, args.bn_images, args.seed)
+        score = engine.scorer(net, train, val, args.bn_images, args.seed, args.own_classifier)
 
     # optimiser: evolution, from the generation after the last that an interrupted search has scored
     lines, scores = read_scores(run.path("scores.jsonl"), space)

@@ -197,8 +197,8 @@ class Batches:
             yield self._gather(batch.tensor_split(self.world, dim=1)[self.rank])
 
     def first(self, n):
-        """The first n images of epoch 0, or all if there are fewer: (n, 3, H, W) float32."""
-        return self._gather(self._draw(0)[:, :n])[0]
+        """The first n images of epoch 0, or all if there are fewer, (n, 3, H, W) float32, and their labels."""
+        return self._gather(self._draw(0)[:, :n])
 
     def _draw(self, epoch):
         """The epoch's order and augmentation, int64 (4, n): index, crop's top and left, flip."""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from . import drw
 from .data import Batches, Normalise, channel_stats
 from .runtime import UserError, all_finite, sum_over_ranks, world
 
@@ -167,22 +168,49 @@ def accuracies(correct, images, counts):
     return {"all": 100 * correct.sum().item() / images.sum().item(), "balanced": per_class.mean().item(), **means}
 
 
-def scorer(net, train, val, bn_images, seed):
+def explained_variance(known, known_labels, features, labels, class_weights, ridge=1e-3):
+    """How much a linear classifier explains of the labels of `features` (n, D): 100 (1 - squared error / variance), at least 0.
+
+    The classifier is fitted to `known` (m, D) by weighted least squares to one-hot labels: Eq. 4 with another loss, for which
+    it has a closed form. class_weights: (C,). ridge: added to the variance of every feature, in mean variances.
+    """
+    weights = class_weights.double()[known_labels]
+    weights = (weights / weights.sum())[:, None]
+    known, targets, truth = known.double(), *(F.one_hot(y, len(class_weights)).double() for y in (known_labels, labels))
+    mean, prior = (weights * known).sum(0), (weights * targets).sum(0)
+    centred = known - mean
+    covariance = centred.T @ (weights * centred)
+    covariance.diagonal().add_(ridge * covariance.diagonal().mean() + 1e-12)  # without a path to the output, all is zero
+    classifier = torch.linalg.solve(covariance, centred.T @ (weights * (targets - prior)))
+    error = (features.double() - mean) @ classifier + prior - truth
+    return max(0.0, 100 * (1 - error.square().sum() / (truth - truth.mean(0)).square().sum()).item())
+
+
+def scorer(net, train, val, bn_images, seed, own_classifier=False):
     """A function from an architecture to the accuracy in % of that path of a super-net: Acc of Eq. 2.
 
     train, val: splits on the device. BN statistics are rebuilt from the same `bn_images` of train (or all, if there are fewer;
-    the seed chooses them) for every path, and accuracy is over all of val. ValueError if the net has too few classes.
+    the seed chooses them) for every path, and accuracy is over all of val. own_classifier: instead, `explained_variance` of a
+    classifier that is fitted to the path's features of the BN images, re-weighted if train is long-tailed; the super-net's own
+    classifier is not used. ValueError if the net has too few classes.
     """
     classes = net.classifier.out_features
     if max(int(labels.max()) for _, labels in (train, val)) >= classes:
         raise ValueError(f"the super-net has {classes} classes, and the data have more")
     normalise = Normalise(*channel_stats(train[0]), train[0].shape[2], train[0].device)
     # Augmented as in training: plain images have no black borders, which changes the statistics and worsens the ranking.
-    bn_chunks = chunks_of(Batches(train, normalise, bn_images, seed).first(bn_images))
-    val_chunks = normalised_chunks(val[0], normalise)
+    images, labels = Batches(train, normalise, bn_images, seed).first(bn_images)
+    bn_chunks, val_chunks = chunks_of(images), normalised_chunks(val[0], normalise)
+    class_weights = drw.class_weights(train[1].bincount()).to(images.device)
 
+    @torch.inference_mode()
+    @no_tf32()
     def score(arch):
         recalibrate(net, bn_chunks, arch)
-        return 100 * correct_by_class(net, val_chunks, val[1], arch).sum().item() / len(val[1])
+        if not own_classifier:
+            return 100 * correct_by_class(net, val_chunks, val[1], arch).sum().item() / len(val[1])
+        net.eval()
+        known, features = (torch.cat([net.features(x, arch) for x in chunks]) for chunks in (bn_chunks, val_chunks))
+        return explained_variance(known, labels, features, val[1], class_weights)
 
     return score

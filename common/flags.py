@@ -149,6 +149,8 @@ def fill_schedule(args, stage):
         args.reweight_from = None
 
 
-def add_bn_images(group):
+def add_scoring(group):
     text = "training images from which BN statistics are rebuilt"
     group.add_argument("--bn-images", type=positive_int, default=2000, help=text)
+    text = "score a path not by its accuracy (Eq. 2) but by the variance of the labels, in %, that a linear classifier explains"
+    group.add_argument("--own-classifier", action="store_true", help=f"{text} which is fitted to its features of the BN images")

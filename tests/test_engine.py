@@ -138,6 +138,41 @@ def test_score_is_accuracy_whatever_was_scored_before():
     assert right.shape == (4,) and right.sum() * 100 / 60 == pytest.approx(last)
 
 
+def test_explained_variance_is_that_of_weighted_least_squares():
+    """Reference: numpy's least squares, with an intercept, square roots of the weights, and the ridge as further rows."""
+    rng, ridge = np.random.default_rng(0), 0.05
+    known, features = rng.normal(2, 3, (60, 5)), rng.normal(2, 3, (40, 5))
+    known_labels, labels = np.arange(60) % 3, np.arange(40) % 3
+    known[:, :3] += 9 * np.eye(3)[known_labels]
+    features[:, :3] += 9 * np.eye(3)[labels]
+    class_weights = np.array([0.5, 1.0, 1.5])
+    weights = class_weights[known_labels] / class_weights[known_labels].sum()
+    mean = weights @ known
+    penalty = np.sqrt(ridge * np.mean(weights @ (known - mean) ** 2))
+    root = np.sqrt(weights)[:, None]
+    rows = np.vstack([root * np.c_[known, np.ones(60)], np.c_[penalty * np.eye(5), np.zeros(5)]])
+    solution = np.linalg.lstsq(rows, np.vstack([root * np.eye(3)[known_labels], np.zeros((5, 3))]), rcond=None)[0]
+    truth = np.eye(3)[labels]
+    error = np.square(np.c_[features, np.ones(40)] @ solution - truth).sum() / np.square(truth - truth.mean(0)).sum()
+    given = [torch.tensor(value) for value in (known, known_labels, features, labels, class_weights)]
+    assert 5 < 100 * (1 - error) == pytest.approx(engine.explained_variance(*given, ridge=ridge), rel=1e-9)
+    one_hot = torch.eye(3, dtype=torch.double)
+    assert engine.explained_variance(one_hot[given[1]], given[1], one_hot[given[3]], *given[3:], ridge=1e-9) > 99.99
+    assert engine.explained_variance(torch.zeros(60, 5), given[1], torch.zeros(40, 5), *given[3:]) == 0
+
+
+def test_an_own_classifier_scores_the_features_and_not_the_classifier_of_the_super_net():
+    net, (images, labels) = network(), (torch.randint(0, 256, (60, 32, 32, 3), dtype=torch.uint8), torch.arange(60) % 4)
+    images[labels == 3] //= 2  # darker
+    scores = []
+    for factor in (1, -1):
+        with torch.no_grad():
+            net.classifier.weight *= factor
+        scores.append([engine.scorer(net, (images, labels), (images, labels), 60, 0, own)(ALL_CONV) for own in (False, True)])
+    assert scores[0][0] != scores[1][0] and scores[0][1] == scores[1][1] > 1
+    assert engine.scorer(net, (images, labels), (images, labels), 60, 0, True)((0,) * 6) == 0  # no path to the output
+
+
 @pytest.mark.parametrize(("n", "bn_images", "used"), [(108, 20, 20), (100, 50, 50), (60, 80, 60)])
 def test_scoring_uses_as_many_bn_images_as_it_says(n, bn_images, used, monkeypatch):
     split = torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8), torch.arange(n) % 4

@@ -149,13 +149,14 @@ def test_a_unit_is_what_retrain_reports(space, arch, loss, images, tmp_path):
         assert line.keys() == {"method", *rank_transfer.UNIT, "accuracy", "balanced", "many", "medium", "few"}
 
 
-def test_scores_inside_a_super_net_are_those_of_search(supernet, tmp_path):
+@pytest.mark.parametrize("how", [(), ("--own-classifier",)])
+def test_scores_inside_a_super_net_are_those_of_search(supernet, tmp_path, how):
     stage("search", "--supernet", supernet, "--generations", 2, "--population", 6, "--crossovers", 3, "--mutations", 3,
-          "--bn-images", 40, "--seed", 5, "--out", tmp_path / "q")  # fmt: skip
+          "--bn-images", 40, *how, "--seed", 5, "--out", tmp_path / "q")  # fmt: skip
     searched = [json.loads(line) for line in (tmp_path / "q/scores.jsonl").read_text().splitlines()]
     (tmp_path / "archs.txt").write_text("".join(line["arch"] + "\n" for line in searched))
     stage("rank_transfer", "--supernet", supernet, "--archs", tmp_path / "archs.txt", "--bn-images", 40, "--seeds", 5,
-          "--out", tmp_path / "r")  # fmt: skip
+          *how, "--out", tmp_path / "r")  # fmt: skip
     found = accuracies(tmp_path / "r")
     assert [(line["arch"], line["accuracy"]) for line in found] == [(line["arch"], line["accuracy"]) for line in searched]
     assert {(line["method"], line["imbalance"], line["seed"]) for line in found} == {("source", 1, 0)}
