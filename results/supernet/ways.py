@@ -37,6 +37,7 @@ WAYS = {
     "cells 3 lr": {"cell_lr": 3},
     "distinct": {"sampling": "distinct"},
     "by weights": {"sampling": "by weights"},
+    "by weights, shared batch": {"sampling": "by weights, shared batch"},
     "largest": {"sampling": "largest"},
     "strict": {"sampling": "strict"},
     "strict, shared batch": {"sampling": "strict, shared batch"},
@@ -71,8 +72,9 @@ class Sampling:
         if self.kind == "distinct":  # uniform over functions, then over the strings of one
             group = self.groups[rng.integers(len(self.groups))]
             return [(group[rng.integers(len(group))],)]
-        if self.kind == "by weights":  # operations without weights have nothing to learn
-            return [(tuple(rng.choice(5, 6, p=(0.12, 0.14, 0.24, 0.36, 0.14)).tolist()),)]
+        if self.kind.startswith("by weights"):  # operations without weights have nothing to learn
+            paths = 5 if self.kind.endswith("shared batch") else 1
+            return [tuple(tuple(rng.choice(5, 6, p=(0.12, 0.14, 0.24, 0.36, 0.14)).tolist()) for _ in range(paths))]
         if self.kind == "largest" and step % 4 == 0:  # all 3x3 in every fourth step, as in a sandwich (Yu et al. 2020)
             return [((3,) * 6,)]
         first = spaces.sample(nats.CHOICES, rng)
