@@ -26,6 +26,7 @@ def parse_args(argv=None):
     group.add_argument("--backbone-epochs", type=flags.count, metavar="E", help=text)
     text = "with a frozen backbone: recompute its features only every K epochs and reuse them, reshuffled, in between"
     group.add_argument("--features-every", type=flags.positive_int, default=1, metavar="K", help=text)
+    flags.add_sampling(group)
     flags.add_data(parser, dataset="cifar100", imbalance=100)
     flags.add_training(parser, "P1", "P2")
     flags.add_run(parser, out="runs/adapt")
@@ -54,32 +55,32 @@ def main(args):
         return run.finish_supernet(net, facts, epochs=0, **shape, loss=source["loss"], data=source["data"])
 
     # data
-    batches, counts, weights = flags.training_data(args, device)
+    choices = spaces.space(source["space"]).CHOICES
+    batches, counts, weights = flags.training_data(args, device, len(spaces.paths(choices, 0, 0, args.sampling)))
 
     # model: the source's backbone under a new classifier
     net.classifier = nn.Linear(net.classifier.in_features, len(counts))
     losses.match_classifier(net, args.loss)  # LDAM's takes cosines
     net.to(device)
-    choices = spaces.space(source["space"]).CHOICES
 
     # optimiser: a frozen weight has no gradient, so SGD leaves it alone, weight decay included
     optimizer = engine.sgd(net, args.lr, args.momentum, args.weight_decay)
     loss = partial(losses.LOSSES[args.loss], counts=counts)
 
     # loop
-    def path(step):
-        return spaces.path(choices, args.seed, step)
+    def paths(step):
+        return spaces.paths(choices, args.seed, step, args.sampling)
 
     @lru_cache(maxsize=1)
     def features_of(epoch):
-        return engine.CachedFeatures(net, batches, epoch, path, args.precision)
+        return engine.CachedFeatures(net, batches, epoch, paths, args.precision)
 
     engine.use_batch_statistics(net)
     for epoch in range(run.resume(net, optimizer), args.epochs + 1):
         optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
         class_weights = weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights)
         frozen_epochs = max(0, epoch - args.backbone_epochs)  # so far, this one included
-        inputs, kwargs = batches, {"path": path, "precision": args.precision}
+        inputs, kwargs = batches, {"paths": paths, "precision": args.precision}
         if frozen_epochs and args.features_every > 1:
             latest = epoch - (frozen_epochs - 1) % args.features_every
             inputs, kwargs = features_of(latest), {"backbone": nn.Identity()}

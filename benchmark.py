@@ -66,8 +66,8 @@ def prepare(args, device):
     _, batches = random_batches(args.steps * args.batch_size, args, device)
     _, one_batch = random_batches(args.batch_size, args, device)
 
-    def path(step):
-        return archs[step % args.steps]
+    def paths(step):
+        return [archs[step % args.steps]]
 
     def network(arch=None):
         net = space.Network(CLASSES, args.channels, args.cells, arch).to(device)
@@ -88,7 +88,7 @@ def prepare(args, device):
         return {"one sub-net": training(net), "one sub-net, graphs": training(net, backbone=fast.captured(net))}
     (small, _), (_, large) = (random_batches(n, args, device) for n in (2000, 50000))
     head, plain_net = network(), plain(network())
-    features = engine.CachedFeatures(head, batches, 1, path)
+    features = engine.CachedFeatures(head, batches, 1, paths)
     subnet_steps = [training(network(arch), one_batch) for arch in archs]
     score = engine.scorer(network(), small, small, 400, 0)
 
@@ -96,9 +96,9 @@ def prepare(args, device):
         return plain_net.features(images.contiguous(), arch)
 
     return {
-        "plain super-net step": training(plain_net, precision="fp32", path=path, backbone=plain_features),
-        "super-net step": training(network(), path=path),
-        "P1 step": training(head, path=path, freeze_backbone=True),
+        "plain super-net step": training(plain_net, precision="fp32", paths=paths, backbone=plain_features),
+        "super-net step": training(network(), paths=paths),
+        "P1 step": training(head, paths=paths, freeze_backbone=True),
         "P1 classifier step": training(head, features, backbone=nn.Identity(), freeze_backbone=True),
         "sub-net step": lambda: sum(step() for step in subnet_steps),
         "scoring": lambda: 2400 * len([score(arch) for arch in archs[:3]]),

@@ -20,6 +20,7 @@ def parse_args(argv=None):
     group = parser.add_argument_group("super-net")
     group.add_argument("--space", choices=spaces.SPACES, default="nats", help="search space")
     flags.add_shape(group)
+    flags.add_sampling(group)
     flags.add_data(parser, dataset="cifar10", imbalance=1)
     flags.add_training(parser, "super-net")
     flags.add_run(parser, out="runs/supernet")
@@ -37,27 +38,29 @@ def main(args):
         return
 
     # data
-    batches, counts, weights = flags.training_data(args, device)
+    choices = spaces.space(args.space).CHOICES
+    batches, counts, weights = flags.training_data(args, device, len(spaces.paths(choices, 0, 0, args.sampling)))
 
     # model
     net = spaces.supernet(args.space, len(counts), args.channels, args.cells)
     losses.match_classifier(net, args.loss)
     net.to(device)
-    choices = spaces.space(args.space).CHOICES
 
     # optimiser
     optimizer = engine.sgd(net, args.lr, args.momentum, args.weight_decay)
     loss = partial(losses.LOSSES[args.loss], counts=counts)
 
     # loop
+    def paths(step):
+        return spaces.paths(choices, args.seed, step, args.sampling)
+
     engine.use_batch_statistics(net)
     for epoch in range(run.resume(net, optimizer), args.epochs + 1):
         optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
         class_weights = weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights)
         metrics = engine.train_epoch(
-            net, batches, epoch, optimizer, class_weights,
-            loss=loss, path=lambda step: spaces.path(choices, args.seed, step), clip=args.clip, precision=args.precision,
-        )  # fmt: skip
+            net, batches, epoch, optimizer, class_weights, loss=loss, paths=paths, clip=args.clip, precision=args.precision
+        )
         run.epoch_done(args.epochs, metrics)
 
     # save

@@ -44,23 +44,22 @@ def average_gradients(gradients, weight):
 
 def train_epoch(
     net, batches, epoch, optimizer, class_weights, *,
-    loss=F.cross_entropy, path=None, freeze_backbone=False, clip=5.0, precision="fp32", backbone=None,
+    loss=F.cross_entropy, paths=None, freeze_backbone=False, clip=5.0, precision="fp32", backbone=None,
 ):  # fmt: skip
     """One pass over `batches`; minimises the weighted loss, sum_i w_i l_i / sum_i w_i over each global batch.
 
-    class_weights: (C,) on the device; ones for the plain loss. loss: called like F.cross_entropy. path: step -> architecture,
-    for a super-net (Eq. 1). freeze_backbone: the backbone runs without autograd and only the classifier learns (Eq. 4).
-    clip: largest norm of the gradient. precision: fp32, or bf16 in the backbone; classifier and loss are always fp32.
-    backbone: called instead of net.features. Returns {"loss", "accuracy"}, means over the epoch's images on all ranks.
-    UserError if the loss or a weight is no longer finite.
+    class_weights: (C,) on the device; ones for the plain loss. loss: called like F.cross_entropy. paths: step -> architectures,
+    for a super-net (Eq. 1); each learns from its share of the batch. freeze_backbone: the backbone runs without autograd and
+    only the classifier learns (Eq. 4). clip: largest norm of the gradient. precision: fp32, or bf16 in the backbone; classifier
+    and loss are always fp32. backbone: called instead of net.features. Returns {"loss", "accuracy"}, means over the epoch's
+    images on all ranks. UserError if the loss or a weight is no longer finite.
     """
     device, backbone = class_weights.device, backbone or net.features
     totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, weight, correct, images
     for step, (images, labels) in enumerate(batches.epoch(epoch), start=(epoch - 1) * len(batches)):
-        arch = (path(step),) if path else ()
         bf16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
         with torch.set_grad_enabled(not freeze_backbone), bf16:
-            features = backbone(images, *arch)
+            features = on_paths(backbone, images, paths(step)) if paths else backbone(images)
         logits = net.classifier(features.float())
         batch_loss = loss(logits, labels, weight=class_weights, reduction="sum")
         weight = class_weights[labels].sum()
@@ -78,18 +77,24 @@ def train_epoch(
     return {"loss": total_loss / weight, "accuracy": 100 * correct / seen}
 
 
+def on_paths(backbone, images, archs):
+    """(B, D) features of the images, in their order: each architecture computes those of its share of them."""
+    shares = images.tensor_split(len(archs))
+    return torch.cat([backbone(share, arch) for share, arch in zip(shares, archs, strict=True)])
+
+
 class CachedFeatures:
-    """What a frozen backbone computed in one whole epoch, each batch on its own path, as batches of features.
+    """What a frozen backbone computed in one whole epoch, each batch on its own paths, as batches of features.
 
     Iterated like `data.Batches`: (features (B, D) float32, labels (B,) int64), reshuffled every epoch, so a batch mixes paths.
     """
 
     @torch.no_grad()
-    def __init__(self, net, batches, epoch, path, precision="fp32"):
+    def __init__(self, net, batches, epoch, paths, precision="fp32"):
         kept = []
         for step, (images, labels) in enumerate(batches.epoch(epoch), (epoch - 1) * len(batches)):
             with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                kept.append((net.features(images, path(step)).float(), labels))
+                kept.append((on_paths(net.features, images, paths(step)).float(), labels))
         self.sizes, self.seed = [len(labels) for _, labels in kept], batches.seed
         self.features, self.labels = (torch.cat(parts) for parts in zip(*kept, strict=True))
 

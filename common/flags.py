@@ -81,18 +81,28 @@ def data_of(args):
     return {k: getattr(args, k) for k in ("dataset", "imbalance", "data_seed", "val_per_class", "image_size")}
 
 
-def training_data(args, device):
-    """This rank's (batches, counts (C,), class weights (C,)) of the training split that the flags describe, on the device."""
+def training_data(args, device, paths=1):
+    """This rank's (batches, counts (C,), class weights (C,)) of the training split that the flags describe, on the device.
+
+    paths: how many paths of a super-net share a batch.
+    """
     with user_errors():
         (train,) = data.load(("train",), **data_of(args), root=args.data_root, device=device)
         normalise = data.Normalise(*data.channel_stats(train[0]), args.image_size, device)
         batches = data.Batches(train, normalise, args.batch_size, args.seed, rank(), world())
         counts = train[1].bincount()
         weights = drw.class_weights(counts, args.beta).to(device)
-    share = len(batches.labels) // (len(batches) * world())
+    share = len(batches.labels) // (len(batches) * world() * paths)
+    if not share:
+        raise UserError(f"{paths} paths cannot share a batch of {args.batch_size // world()} images: raise --batch-size")
     if world() > 1 and share < 32:
         print0(f"each rank's batch norm sees only {share} images per step: raise --batch-size, or use fewer ranks")
     return batches, counts, weights
+
+
+def add_sampling(group):
+    text = "uniform: one path per step; strict: as many as an edge has operations, each used once, which share the batch"
+    group.add_argument("--sampling", choices=spaces.SAMPLINGS, default="uniform", help=text)
 
 
 def add_shape(group):

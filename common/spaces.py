@@ -7,6 +7,7 @@ classifier), and add its name here.
 
 import copy
 import importlib
+import math
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from .losses import match_classifier
 from .runtime import all_finite, load_checkpoint, reading
 
 SPACES = ("nats", "darts", "shufflenet", "resnet32")
+SAMPLINGS = ("uniform", "strict")
 
 
 def space(name):
@@ -53,9 +55,18 @@ def crossover(one, other, rng):
     return tuple(a if from_one else b for a, b, from_one in zip(one, other, first, strict=True))
 
 
-def path(choices, seed, step):
-    """The architecture that a super-net trains at a step: uniform, and the same on every rank."""
-    return sample(choices, np.random.default_rng([seed, step, 1]))
+def paths(choices, seed, step, sampling="uniform"):
+    """The architectures that share a super-net's batch at a step, the same on every rank.
+
+    uniform: one, each gene drawn uniformly (Guo et al. 2020). strict: as many as the largest gene has values, in which every
+    gene takes each of its values once, or equally often (Chu et al. 2021, where each learns from the whole batch).
+    """
+    rng = np.random.default_rng([seed, step, 1])
+    if sampling == "uniform":
+        return [sample(choices, rng)]
+    most = max(choices)
+    drawn = [np.concatenate([rng.permutation(n) for _ in range(math.ceil(most / n))])[:most] for n in choices]
+    return list(zip(*(rng.permutation(values).tolist() for values in drawn), strict=True))
 
 
 def supernet(name, num_classes, channels, cells):

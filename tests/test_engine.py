@@ -28,11 +28,11 @@ def network(name="nats"):
     return net
 
 
-def train(net, epoch=1, path=None, optimizer=None, **how):
+def train(net, epoch=1, paths=None, optimizer=None, **how):
     optimizer = optimizer or torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=2e-4, foreach=True)
     choices = nats.CHOICES
-    path = path or (lambda step: spaces.path(choices, 0, step))
-    return engine.train_epoch(net, batches(), epoch, optimizer, torch.tensor([0.5, 1, 1, 1.5]), path=path, **how)
+    paths = paths or (lambda step: spaces.paths(choices, 0, step))
+    return engine.train_epoch(net, batches(), epoch, optimizer, torch.tensor([0.5, 1, 1, 1.5]), paths=paths, **how)
 
 
 def frozen(net):
@@ -45,7 +45,7 @@ def test_frozen_backbone_is_bit_identical_and_has_no_backward_pass(name):
     space, before, head = spaces.space(name), frozen(net), net.classifier.weight.clone()
     seen = []
     hook = net.classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].requires_grad))
-    train(net, path=lambda step: spaces.path(space.CHOICES, 0, step), freeze_backbone=True)
+    train(net, paths=lambda step: spaces.paths(space.CHOICES, 0, step), freeze_backbone=True)
     hook.remove()
     assert seen == [False, False]
     assert all(p.grad is None for k, p in net.named_parameters() if not k.startswith("classifier"))
@@ -53,19 +53,22 @@ def test_frozen_backbone_is_bit_identical_and_has_no_backward_pass(name):
     assert not torch.equal(head, net.classifier.weight)
 
 
+@pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize("name", ["nats", "darts", "shufflenet"])
-def test_operations_off_the_path_keep_weight_and_momentum(name):
+def test_operations_off_the_path_keep_weight_and_momentum(name, together):
     space, net = spaces.space(name), network(name)
     optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=2e-4, foreach=True)
     rng = np.random.default_rng(0)
-    arch, *others = (spaces.sample(space.CHOICES, rng) for _ in range(4))
+    archs = [spaces.sample(space.CHOICES, rng) for _ in range(4)]
+    own, others = archs[:together], archs[together:]
     probe = copy.deepcopy(net)
-    probe(torch.randn(2, 3, 32, 32), arch).sum().backward()
+    for arch in own:
+        probe(torch.randn(2, 3, 32, 32), arch).sum().backward()
     on_path = {k for k, p in probe.named_parameters() if p.grad is not None}
     for other in others:  # leaves gradients and momentum on other paths
-        train(net, path=lambda step, other=other: other, optimizer=optimizer)
+        train(net, paths=lambda step, other=other: [other], optimizer=optimizer)
     before = {k: (p.clone(), _momentum(optimizer, p)) for k, p in net.named_parameters()}
-    train(net, path=lambda step: arch, optimizer=optimizer)
+    train(net, paths=lambda step: own, optimizer=optimizer)
     moved = {k for k, p in net.named_parameters() if not torch.equal(p, before[k][0])}
     assert moved == on_path and len(moved) < len(before)
     for k, p in net.named_parameters():
@@ -78,14 +81,17 @@ def _momentum(optimizer, p):
     return None if buffer is None else buffer.clone()
 
 
-def test_one_step_is_weighted_mean_sgd():
-    """Against torch's own cross entropy, whose mean is weighted too, one batch at a time."""
+@pytest.mark.parametrize("archs", [[ALL_CONV], [ALL_CONV, (1,) * 6, (3, 0, 2, 4, 2, 3)]])
+def test_one_step_is_weighted_mean_sgd(archs):
+    """Against torch's own cross entropy, whose mean is weighted too, one batch at a time. Paths share it: 20 are 7, 7 and 6."""
     net, reference = network(), network()
-    train(net, path=lambda step: ALL_CONV, clip=1e9)
+    train(net, paths=lambda step: archs, clip=1e9)
     optimizer = torch.optim.SGD(reference.parameters(), 0.1, 0.9, weight_decay=2e-4)
     for x, y in batches().epoch(1):
         optimizer.zero_grad()
-        nn.CrossEntropyLoss(weight=torch.tensor([0.5, 1, 1, 1.5]))(reference(x, ALL_CONV), y).backward()
+        shares = x.split([7, 7, 6]) if len(archs) > 1 else [x]
+        logits = torch.cat([reference(share, arch) for share, arch in zip(shares, archs, strict=True)])
+        nn.CrossEntropyLoss(weight=torch.tensor([0.5, 1, 1, 1.5]))(logits, y).backward()
         optimizer.step()
     for (k, p), q in zip(net.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5, msg=k)
@@ -94,8 +100,8 @@ def test_one_step_is_weighted_mean_sgd():
 def test_gradient_is_clipped():
     small, large = network(), network()
     before = small.classifier.weight.clone()
-    train(small, path=lambda step: ALL_CONV, clip=1e-4)
-    train(large, path=lambda step: ALL_CONV, clip=1e9)
+    train(small, paths=lambda step: [ALL_CONV], clip=1e-4)
+    train(large, paths=lambda step: [ALL_CONV], clip=1e9)
     assert (small.classifier.weight - before).abs().max() < 1e-3 < (large.classifier.weight - before).abs().max()
 
 
@@ -219,7 +225,7 @@ def step_of_ranks(out, loss, freeze_backbone):
     batches = data.Batches(split, lambda x: x.permute(0, 3, 1, 2) / 255.0, 37, 0, runtime.rank(), runtime.world())
     before = {k: p.detach().clone() for k, p in net.named_parameters()}
     metrics = engine.train_epoch(
-        net, batches, 1, torch.optim.SGD(net.parameters(), 1.0), torch.tensor([0.5, 1, 1, 1.5]), path=lambda step: ALL_CONV,
+        net, batches, 1, torch.optim.SGD(net.parameters(), 1.0), torch.tensor([0.5, 1, 1, 1.5]), paths=lambda step: [ALL_CONV],
         freeze_backbone=freeze_backbone, clip=1e9, loss=partial(losses.LOSSES[loss], counts=split[1].bincount()),
     )  # fmt: skip
     step = torch.cat([(before[k] - p.detach()).flatten() for k, p in net.named_parameters()])
@@ -258,7 +264,7 @@ def test_fused_sgd_is_sgd_though_paths_come_and_go():
 
 def test_bf16_is_near_fp32_and_keeps_fp32_weights():
     nets = {precision: network() for precision in ("fp32", "bf16")}
-    metrics = {precision: train(net, path=lambda step: ALL_CONV, precision=precision) for precision, net in nets.items()}
+    metrics = {precision: train(net, paths=lambda step: [ALL_CONV], precision=precision) for precision, net in nets.items()}
     assert metrics["bf16"]["loss"] == pytest.approx(metrics["fp32"]["loss"], rel=0.05)
     assert metrics["bf16"]["loss"] != metrics["fp32"]["loss"]
     assert all(p.dtype == torch.float32 for p in nets["bf16"].parameters())
@@ -267,11 +273,11 @@ def test_bf16_is_near_fp32_and_keeps_fp32_weights():
 def test_kept_features_are_those_of_the_backbone_shuffled_anew_each_epoch():
     net, choices = network(), nats.CHOICES
     some = batches()
-    kept = engine.CachedFeatures(net, some, 3, lambda step: spaces.path(choices, 0, step))
+    kept = engine.CachedFeatures(net, some, 3, lambda step: spaces.paths(choices, 0, step))
     expected, labels = [], []
     with torch.no_grad():
         for i, (x, y) in enumerate(some.epoch(3)):
-            expected.append(net.features(x, spaces.path(choices, 0, 2 * len(some) + i)))
+            expected.append(net.features(x, *spaces.paths(choices, 0, 2 * len(some) + i)))
             labels.append(y)
     expected, labels = torch.cat(expected), torch.cat(labels)
     seen = []
@@ -313,7 +319,7 @@ def test_no_step_waits_for_the_gpu(how):
     batches.epoch = watched
     try:
         engine.train_epoch(
-            net, batches, 1, engine.sgd(net, 0.01, 0.9, 0), torch.ones(4, device=device), path=lambda step: ALL_CONV, **how
+            net, batches, 1, engine.sgd(net, 0.01, 0.9, 0), torch.ones(4, device=device), paths=lambda step: [ALL_CONV], **how
         )
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -195,5 +195,20 @@ def test_mutation_and_crossover_follow_their_probabilities():
     assert (mutants != 0).mean() == pytest.approx(0.1 * 4 / 5, abs=0.01)  # a redrawn gene is its old value one time in five
     children = np.array([spaces.crossover(one, other, rng) for _ in range(2000)])
     assert set(np.unique(children)) == {0, 4} and (children == 0).mean() == pytest.approx(0.5, abs=0.03)
-    draws = np.array([spaces.path(nats.CHOICES, 0, step) for step in range(4000)])
+    draws = np.concatenate([spaces.paths(nats.CHOICES, 0, step) for step in range(4000)])
     assert np.bincount(draws.flatten(), minlength=5) / draws.size == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["nats", "darts", "shufflenet"])
+def test_strict_paths_use_every_value_of_every_gene_equally_often(name):
+    choices = spaces.space(name).CHOICES
+    steps = [np.array(spaces.paths(choices, 0, step, "strict")) for step in range(300)]
+    assert {paths.shape for paths in steps} == {(max(choices), len(choices))}
+    for paths in steps:
+        for gene, n in zip(paths.T, choices, strict=True):
+            assert np.ptp(np.bincount(gene, minlength=n)) <= (len(paths) % n > 0)
+    one, other = np.concatenate(steps)[:, :2].T  # genes are independent
+    pairs = np.bincount(one * choices[1] + other, minlength=choices[0] * choices[1]) / len(one)
+    assert pairs == pytest.approx(1 / (choices[0] * choices[1]), abs=0.03)
+    assert len(np.unique(steps[0], axis=0)) > 1 and not np.array_equal(steps[0], steps[1])
+    assert np.array_equal(steps[7], spaces.paths(choices, 0, 7, "strict"))

@@ -237,8 +237,9 @@ def test_describe_needs_no_data(capsys):
 # Interrupted, finished, repeated
 
 
-def test_resumed_after_any_epoch_it_ends_the_same(images, tmp_path):
-    argv = ["train_supernet", "--dataset", images, "--imbalance", 5, *TRAIN, "--epochs", 3, "--out"]
+@pytest.mark.parametrize("sampling", spaces.SAMPLINGS)
+def test_resumed_after_any_epoch_it_ends_the_same(sampling, images, tmp_path):
+    argv = ["train_supernet", "--dataset", images, "--imbalance", 5, *TRAIN, "--sampling", sampling, "--epochs", 3, "--out"]
     stage(*argv, tmp_path / "whole")
     for epoch in (1, 2):
         out = tmp_path / str(epoch)
@@ -363,6 +364,11 @@ def test_two_ranks_run_every_stage_and_search_as_one_does(images, tmp_path):
         ("train_supernet", ["--dataset", "IMAGES", "--image-size", "30"], "multiple of 4"),
         ("train_supernet", ["--dataset", "IMAGES", "--channels", "1000000"], "below 4097"),
         ("train_supernet", ["--precision", "auto"], "invalid choice: 'auto'"),
+        (
+            "train_supernet",
+            ["--dataset", "IMAGES", *SMALL, "--sampling", "strict", "--batch-size", "4"],
+            "5 paths cannot share",
+        ),
         ("retrain", ["--arch", ARCH.replace("none~0", "nonne~0")], "'nonne~0'"),
         ("retrain", ["--arch", ARCH, "--epochs", "10", "--reweight-from", "160"], "names epoch 160"),
         ("retrain", ["--arch", "nowhere.json"], "no file 'nowhere.json'"),

@@ -51,7 +51,7 @@ WAYS = {
 
 
 class Sampling:
-    """How the paths of a step are chosen. `path` is what `engine.train_epoch` calls, and returns a tuple of architectures."""
+    """How the paths of a step are chosen. `engine.train_epoch` takes tuples of architectures."""
 
     def __init__(self, kind, seed):
         self.kind, _, tries = kind.partition(":")
@@ -103,7 +103,7 @@ class OwnBatches:
     def epoch(self, epoch):
         for images, labels in self.batches.epoch(epoch):
             self.latest = images, labels
-            yield images, labels.repeat(self.copies)
+            yield images.repeat(self.copies, 1, 1, 1), labels.repeat(self.copies)
 
 
 def train(args, way, train_split, report):
@@ -130,7 +130,7 @@ def train(args, way, train_split, report):
 
     optimizer.register_step_post_hook(follow)
 
-    def path(step):
+    def paths(step):
         candidates = sampling.draw(step)
         if len(candidates) == 1:
             return candidates[0]
@@ -138,10 +138,6 @@ def train(args, way, train_split, report):
         with torch.no_grad():
             losses = [F.cross_entropy(net(images, *candidate), labels).item() for candidate in candidates]
         return candidates[int((np.argmin if sampling.kind == "best" else np.argmax)(losses))]
-
-    def backbone(images, archs):
-        parts = [images] * len(archs) if sampling.copies > 1 else images.tensor_split(len(archs))
-        return torch.cat([net.features(part, arch) for part, arch in zip(parts, archs, strict=True)])
 
     def loss(*args, **kwargs):  # the gradients of copies are added up, not averaged
         return sampling.copies * F.cross_entropy(*args, **kwargs)
@@ -157,7 +153,7 @@ def train(args, way, train_split, report):
             group["lr"] = factor * rate
         engine.use_batch_statistics(net)
         metrics = engine.train_epoch(
-            net, batches, epoch, optimizer, torch.ones(10), path=path, backbone=backbone, loss=loss, precision=args.precision
+            net, batches, epoch, optimizer, torch.ones(10), paths=paths, loss=loss, precision=args.precision
         )
         metrics["loss"] /= sampling.copies
         print(f"epoch {epoch}/{epochs}  {metrics}  {time.perf_counter() - start:.1f} s", flush=True)
