@@ -82,7 +82,8 @@ def architectures(args, space):
     if number.isdecimal() and kind in ("mmacs", "random"):
         archs = at_random(space, int(number)) if kind == "random" else of_mmacs(nats, int(number))
     else:
-        with runtime.reading(args.archs, "a file with one architecture per line"), open(args.archs) as file:
+        what = f"a file with one architecture of --space {args.space} per line"
+        with runtime.reading(args.archs, what), open(args.archs) as file:
             archs = list(dict.fromkeys(space.from_string(line) for line in file if line.strip()))
     archs = [arch for arch in archs if nats.longest_path(arch) >= 0] if args.connected else archs
     archs = distinct(archs) if args.distinct else archs

@@ -113,7 +113,9 @@ def speed(step, args):
     kind, _, of = step.partition(" of ")
     archs = {"Table 1": list(paper.ARCHITECTURES.values()), "Figure 1": [FIGURE_1_ARCH], "resnet32": ["resnet32"]}
     nets = ["--archs", *archs[of]] if of else ["--space", args.space]
-    nets += given(channels=args.channels, cells=args.cells and 5 if of == "Table 1" else args.cells, device=args.device)
+    if of != "resnet32":  # whose shape is its own
+        nets += given(channels=args.channels, cells=args.cells and 5 if of == "Table 1" else args.cells)
+    nets += given(device=args.device)
     path, log = (os.path.join(args.out, f"benchmark.{end}") for end in ("json", "log"))
     command = ["benchmark.py", *nets, "--image-size", args.image_size, "--only", kind, "--rounds", 2, "--json", path]
     if runner.start([str(word) for word in command], log, {}).wait():

@@ -6,7 +6,8 @@
     python retrain.py --describe --dataset cifar10 --arch '|nor_conv_3x3~0|+|none~0|skip_connect~1|+|...'
 
 The default loss is CE with effective-number re-weighting from epoch 160 on (DRW-160). The test split is read once, after the
-last epoch. Products: model.pt, result.json (`balanced` is the mean over classes, for an uneven test split).
+last epoch. Products: model.pt, result.json. In it, `balanced` is the mean over classes, for an uneven test split; `adjusted`
+has the accuracies after post-hoc logit adjustment, for CE and CE-DRW (BS and LDAM-DRW know the class sizes already).
 Paper: 41.93 % on 100x CIFAR-100 after P1 (Table 3a).
 """
 

@@ -123,7 +123,8 @@ def add_training(parser, *stages):
     """Defaults are the SCHEDULES of these stages, of which `fill_schedule` chooses one."""
     epochs, lr, milestones, _, warmup = SCHEDULES[stages[0]]
     add = parser.add_argument_group("training").add_argument
-    add("--loss", choices=losses.LOSSES, default="CE-DRW", help="BS: balanced softmax; -DRW: see --reweight-from")
+    text = "cross entropy (CE), balanced softmax (BS), or LDAM, which needs a cosine classifier; -DRW: see --reweight-from"
+    add("--loss", choices=losses.LOSSES, default="CE-DRW", help=text)
     add("--epochs", type=positive_int, default=epochs, help="passes over the training images")
     add("--lr", type=positive, default=lr, help="initial learning rate")
     default = f"default: {' and '.join(map(str, milestones))} of {epochs}, in proportion to --epochs"
@@ -150,17 +151,18 @@ def fill_schedule(args, stage):
 
     if args.milestones is None:  # a milestone at epoch 1 would lower the rate before anything is learned
         args.milestones = sorted({scaled(m) for m in milestones} - {1})
-    if args.reweight_from is None:
+    if not args.loss.endswith("-DRW"):
+        if args.reweight_from is not None:
+            raise UserError(f"--reweight-from belongs to the -DRW losses, not to {args.loss}")
+    elif args.reweight_from is None:
         args.reweight_from = scaled(reweight_from)
-    latest = max([*args.milestones, args.reweight_from])
+    latest = max([*args.milestones, args.reweight_from or 0])
     if latest > args.epochs:
         raise UserError(f"--milestones or --reweight-from names epoch {latest}, but there are only {args.epochs} epochs")
-    if not args.loss.endswith("-DRW"):  # CE and BS are never re-weighted
-        args.reweight_from = None
 
 
 def add_scoring(group):
     text = "training images from which BN statistics are rebuilt"
     group.add_argument("--bn-images", type=positive_int, default=2000, help=text)
-    text = "score a path not by its accuracy (Eq. 2) but by the variance of the labels, in %, that a linear classifier explains"
-    group.add_argument("--own-classifier", action="store_true", help=f"{text} which is fitted to its features of the BN images")
+    text = "score a path by the variance of the labels that a classifier of its own explains, and not by its accuracy (Eq. 2)"
+    group.add_argument("--own-classifier", action="store_true", help=f"{text}; fitted to the features of the BN images")

@@ -26,7 +26,8 @@ def balanced_softmax(logits, labels, counts, weight=None, reduction="mean"):
 def ldam(logits, labels, counts, weight=None, reduction="mean", largest=0.5, scale=30.0):
     """-log softmax(s (z - Delta_y e_y))_y with Delta_j proportional to n_j^(-1/4) (Cao et al. 2019, Eqs. 12, 13).
 
-    logits: cosines of a `CosineClassifier`. largest: the margin Delta of the rarest class. scale: s.
+    logits: cosines of a `CosineClassifier`. largest: the margin Delta of the rarest class. scale: s, which is only in their
+    code, as are both defaults.
     """
     margins = counts.double() ** -0.25
     margins = (largest * margins / margins.max()).to(logits.dtype)
@@ -43,6 +44,9 @@ class CosineClassifier(nn.Linear):
 
     def __init__(self, in_features, num_classes):
         super().__init__(in_features, num_classes, bias=False)
+        # Vectors of length 1, as in Cao et al.'s code: the shorter a normalised weight is, the further a step turns it.
+        nn.init.uniform_(self.weight, -1, 1)
+        self.weight.data = F.normalize(self.weight.data)
 
     def forward(self, x):
         return F.linear(F.normalize(x), F.normalize(self.weight))

@@ -88,9 +88,9 @@ class Plan(dict):
         arch = given(arch=os.path.join(args.out, search, "result.json"), channels=args.channels, cells=args.cells)
         return self.retrain(f"{supernet}_on_{short(target, ratio)}", arch, target, ratio, seed, needs=[search])
 
-    def retrain(self, name, arch, dataset, ratio, seed, step="sub-net step", needs=()):
+    def retrain(self, name, arch, dataset, ratio, seed, step="sub-net step", needs=(), held_out=None):
         """Trains an architecture from scratch."""
-        args, (flags, images) = self.args, self.long_tailed(dataset, ratio)
+        args, (flags, images) = self.args, self.long_tailed(dataset, ratio, held_out)
         command = ["retrain.py", *arch, *flags, *given(epochs=args.subnet_epochs, warmup=args.warmup, seed=seed)]
         return self.add(f"retrain_{name}", command, seed, {step: args.subnet_epochs * images}, needs)
 
@@ -179,7 +179,7 @@ def the_study(plan):
 def baselines(plan):
     def stage_of(loss, dataset, seed):
         name = f"resnet32_{loss}_on_{short(dataset, 100)}_s{seed}"
-        return plan.retrain(name, given(arch="resnet32", loss=loss), dataset, 100, seed, "sub-net step of resnet32")
+        return plan.retrain(name, given(arch="resnet32", loss=loss), dataset, 100, seed, "sub-net step of resnet32", held_out=0)
 
     return plan.cells(paper.BASELINES, dict.fromkeys((plan.args.source, plan.args.target)), stage_of)
 

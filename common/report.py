@@ -34,7 +34,7 @@ TITLES = {
 class Cell(NamedTuple):
     row: str
     column: str
-    printed: str | None  # the paper's number
+    printed: str | None  # the published number
     stages: list  # one per seed
     keys: tuple  # under which a stage's result.json has our number
 
@@ -64,7 +64,7 @@ def heading(plan, records, scale, changed):
     if changed:
         values = ", ".join(f"{name} {value}" for name, value in changed.items())
         lines.append(f"**Not the paper's setting**: {values}. The rest is the paper's.\n")
-    lines.append("A cell: mean over seeds ± standard deviation (number of seeds) and [the paper's number]; accuracies in %.\n")
+    lines.append("A cell: mean over seeds ± standard deviation (number of seeds) [published number]; accuracies in %.\n")
     for name in ("commit", "torch", "device", "threads"):
         lines.append(f"- {name}: {', '.join(sorted({str(found['config'].get(name)) for found in records.values()}))}")
     return "\n".join(lines) + "\n"
@@ -81,7 +81,7 @@ def comparison(plan, entries, records):
         finished = {seed: records[name]["result"] for seed, name in enumerate(cell.stages) if name in records}
         ours = [reduce(getitem, cell.keys, result) for result in finished.values()]
         ours = [value for value in ours if value is not None]  # a group without classes has none
-        numbers.append({"row": cell.row, "column": cell.column, "paper": cell.printed, "ours": ours})
+        numbers.append({"row": cell.row, "column": cell.column, "published": cell.printed, "ours": ours})
         rows.setdefault(cell.row, [cell.row]).append(summary(ours, cell.printed))
         if cell.keys == OVERALL:
             means = [result["accuracy"]["balanced"] for result in finished.values()]

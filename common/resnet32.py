@@ -57,7 +57,7 @@ class Network(nn.Module):
             c_in = c_out
         self.classifier = nn.Linear(c_in, num_classes)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d | nn.Linear):  # both, as in the code of Cao et al. 2019
                 nn.init.kaiming_normal_(module.weight)
         self.to(memory_format=torch.channels_last)  # what tensor cores need
 

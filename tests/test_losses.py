@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import losses
+from common import losses, resnet32
 
 RNG = np.random.default_rng(0)
 COUNTS = [[5000, 2997, 1, 50], [1, 1, 1, 1], [10**7, 3, 999999, 12], [500] * 4]
@@ -68,3 +68,9 @@ def test_the_cosine_classifier_gives_cosines():
     expected = torch.nn.functional.cosine_similarity(x[:, None], layer.weight[None], dim=2)
     torch.testing.assert_close(layer(x), expected)
     assert [name for name, _ in layer.named_parameters()] == ["weight"]
+
+
+def test_classifiers_of_the_baselines_start_as_in_the_code_of_cao_et_al():
+    torch.testing.assert_close(losses.CosineClassifier(64, 10).weight.norm(dim=1), torch.ones(10))
+    torch.manual_seed(0)
+    assert resnet32.Network(1000, arch=(0,)).classifier.weight.std().item() == pytest.approx((2 / 64) ** 0.5, rel=0.02)

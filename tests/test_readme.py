@@ -35,6 +35,13 @@ def test_a_command_is_understood(script, flags, tmp_path, monkeypatch):
     importlib.import_module(script).parse_args(shlex.split(flags))
 
 
+@pytest.mark.parametrize("script", sorted({script for script, _ in COMMANDS} | {"benchmark"}))
+def test_help_can_be_printed(script, capsys):
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(script).parse_args(["--help"])
+    assert end.value.code == 0 and "--device" in capsys.readouterr().out
+
+
 def test_the_snippet_runs():
     exec(SNIPPET, {})
 

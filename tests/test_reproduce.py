@@ -261,7 +261,7 @@ def test_a_report_has_the_papers_numbers_ours_and_nothing_guessed(tmp_path, caps
     assert "100x, seed 2: P1 = P2" in text and "5 of " in text and "commit: abc" in text
     assert "Not the paper's setting" not in text
     rows = json.loads((tmp_path / "report.json").read_text())["tables"]["fig2"]
-    assert rows[0] == {"row": "P1", "column": "100x", "paper": "2000", "ours": [50.0]}
+    assert rows[0] == {"row": "P1", "column": "100x", "published": "2000", "ours": [50.0]}
     assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 5
 
 

@@ -371,6 +371,7 @@ def test_two_ranks_run_every_stage_and_search_as_one_does(images, tmp_path):
         ),
         ("retrain", ["--arch", ARCH.replace("none~0", "nonne~0")], "'nonne~0'"),
         ("retrain", ["--arch", ARCH, "--epochs", "10", "--reweight-from", "160"], "names epoch 160"),
+        ("retrain", ["--arch", ARCH, "--loss", "BS", "--reweight-from", "3"], "not to BS"),
         ("retrain", ["--arch", "nowhere.json"], "no file 'nowhere.json'"),
         ("retrain", ["--arch", ARCH, "--dataset", "IMAGES", "--device", "cpu", "--cuda-graphs"], "--cuda-graphs needs a GPU"),
         ("adapt", ["--supernet", "nowhere.pt"], "no file 'nowhere.pt'"),
