@@ -86,6 +86,7 @@ def comparison(plan, entries, records):
         if cell.keys == OVERALL:
             means = [result["accuracy"]["balanced"] for result in finished.values()]
             balanced.setdefault(cell.row, [cell.row]).append(summary(means, None))
+            numbers[-1]["balanced"] = means
             uneven = uneven or not np.allclose(means, ours)
         if cell.keys == OVERALL and plan[cell.stages[0]].needs:  # the need is a search
             for seed, result in finished.items():

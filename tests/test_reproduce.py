@@ -238,6 +238,8 @@ def test_published_baselines_stand_beside_a_folder_of_the_same_name(target, bala
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| BS")]
     columns = ["72.50 [76.4 BoT, 77.9 Code]", "[43.2 BoT, 44.1 Code]"]
     assert rows[0] == f"| BS | {' | '.join(columns[: 1 + (target == 'cifar100')])} |"
+    numbers = json.loads((tmp_path / "report.json").read_text())["tables"]["baselines"]
+    assert [number["balanced"] for number in numbers if number["ours"]] == [[balanced]]
     assert rows[1:] == ([] if balanced == 72.5 else ["| BS | 60.00 |  |"])  # the means over classes, where they differ
 
 
