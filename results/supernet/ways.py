@@ -281,6 +281,11 @@ def table(args):
             lines = [json.loads(line) for line in file]
         for line in lines:
             groups[line["way"], line["epoch"], line["weights"], line["bn_images"]][line["seed"]] = line["scores"]
+    parsed = {text: nats.from_string(text) for text in next(iter(next(iter(groups.values())).values()))}
+    trivial = {text: {"parameters": weight(arch), **nats.trivial_scores(arch)} for text, arch in parsed.items()}
+    for name in next(iter(trivial.values())):
+        tau = kendall_tau([trivial[text][name] for text in parsed], [truth[text] for text in parsed])
+        print(f"{name}: {tau:.3f}")
     print("way, epoch, weights, BN images (seeds): tau of accuracy; loss; own classifier; its error; ...")
     for key, seeds in sorted(groups.items()):
         rows = [taus(found, truth) for found in seeds.values()]
