@@ -167,10 +167,12 @@ def the_study(plan):
             work = {"sub-net step": 96 * args.subnet_epochs * images}
             plan.add(f"alone_{method.replace(' ', '_')}_s{seed}", [*command, *flags, "--seeds", seed], turn, work)
     for row, seed in product((*study.PROCEDURES, *study.VARIANTS), range(args.seeds)):
-        before, supernet = set(plan), plan.trained(row, args.source, args.target, 100, seed)
+        trained_as, own = row.removesuffix(", own classifier"), row.endswith(", own classifier")
+        before, supernet = set(plan), plan.trained(trained_as, args.source, args.target, 100, seed)
         flags = given(bn_images=args.bn_images, method=row, supernet=os.path.join(args.out, supernet, "supernet.pt"))
-        work = {"scoring": 96 * (args.bn_images + sum(class_sizes(args.target, "val")))}
-        plan.add(f"inside_{supernet}", [*command, *flags], seed, work, [supernet])
+        flags += ["--own-classifier"] if own else []
+        work = {"scoring": 96 * ((1 + own) * args.bn_images + sum(class_sizes(args.target, "val")))}
+        plan.add(f"inside_{supernet}{'_own' if own else ''}", [*command, *flags], seed, work, [supernet])
         if row in study.VARIANTS:
             plan.update({name: plan[name]._replace(turn=seed + args.seeds) for name in plan.keys() - before})
     return ()

@@ -21,8 +21,10 @@ SETTINGS = {
     "50x": (50, 0, (0, 1)),
 }
 PROCEDURES = ("P0", "P1", "P2", "P3")
-# {variant: what it is compared with}: Table 4, `--features-every` of P1, and Table 5. Run after everything else.
+# {variant: what it is compared with}, run after everything else: Table 4, `--features-every` of P1, Table 5, and the same
+# super-nets scored with `--own-classifier`.
 VARIANTS = {"P2, 50/200": "P2", "P2, 100/200": "P2", "P2, 150/200": "P2", "P1, every 4": "P1", "P3, CE": "P3"}
+VARIANTS |= {f"{name}, own classifier": name for name in PROCEDURES}
 ARCHITECTURES = "results/study/architectures.txt"
 SETS = {"A": slice(0, 48), "B": slice(48, 96)}  # of its lines: of 149 M multiply-accumulates, and of the whole space
 PANELS = {  # of the picture: title -> {quantity: what a reader calls it}

@@ -17,7 +17,7 @@ from common import nats, report, study, tables
 from common.plan import make_plan
 
 ARCHS = (ROOT / study.ARCHITECTURES).read_text().split()
-NOISE = {"P0": 6.0, "P1": 1.0, "P2": 3.0, "P3": 1.0} | dict.fromkeys(study.VARIANTS, 12.0)  # of super-nets
+NOISE = {"P0": 6.0, "P1": 1.0, "P2": 3.0, "P3": 1.0} | dict.fromkeys(study.VARIANTS, 40.0)  # of super-nets
 
 
 def tau(x, y):
@@ -89,8 +89,15 @@ def test_settings_come_first_and_variants_last(tmp_path):
     methods = [command[command.index("--method") + 1] for command, *_ in plan.values() if "--method" in command]
     settings = [method for method, (*_, seeds) in study.SETTINGS.items() for _ in seeds]
     assert methods == settings + 2 * list(study.PROCEDURES) + 2 * list(study.VARIANTS)
-    scored = [command[command.index("--supernet") + 1] for name, (command, *_) in plan.items() if name.startswith("inside_")]
-    assert len(set(scored)) == len(scored) == 2 * len(study.PROCEDURES) + 2 * len(study.VARIANTS)
+    scored = {}
+    for name, (command, *_) in plan.items():
+        if name.startswith("inside_"):
+            key = command[command.index("--supernet") + 1], "--own-classifier" in command
+            scored[key] = command[command.index("--method") + 1]
+    assert len(scored) == 2 * len(study.PROCEDURES) + 2 * len(study.VARIANTS)  # no super-net is scored twice in one way
+    for (supernet, own), method in scored.items():  # with and without classifiers of their own, the same super-nets
+        assert own == method.endswith(", own classifier")
+        assert not own or scored[supernet, False] == method.removesuffix(", own classifier")
     (every,) = [command for name, (command, *_) in plan.items() if name.startswith("P1_every4") and name.endswith("_s1")]
     assert every[every.index("--features-every") + 1] == "4" and every[every.index("--procedure") + 1] == "P1"
 
