@@ -173,31 +173,36 @@ def accuracies(correct, images, counts):
     return {"all": 100 * correct.sum().item() / images.sum().item(), "balanced": per_class.mean().item(), **means}
 
 
-def explained_variance(known, known_labels, features, labels, class_weights, ridge=1e-3):
-    """How much a linear classifier explains of the labels of `features` (n, D): 100 (1 - squared error / variance), at least 0.
+def least_squares_classifier(features, labels, class_weights, ridge=1e-3):
+    """A function (n, D) -> scores (n, C), fitted to features (m, D) by weighted least squares to one-hot labels.
 
-    The classifier is fitted to `known` (m, D) by weighted least squares to one-hot labels: Eq. 4 with another loss, for which
-    it has a closed form. class_weights: (C,). ridge: added to the variance of every feature, in mean variances.
+    Eq. 4 with another loss, for which it has a closed form. class_weights: (C,). ridge: penalty of the squared weights,
+    relative to the mean variance of a feature.
     """
-    weights = class_weights.double()[known_labels]
+    weights = class_weights.double()[labels]
     weights = (weights / weights.sum())[:, None]
-    known, targets, truth = known.double(), *(F.one_hot(y, len(class_weights)).double() for y in (known_labels, labels))
-    mean, prior = (weights * known).sum(0), (weights * targets).sum(0)
-    centred = known - mean
+    features, targets = features.double(), F.one_hot(labels, len(class_weights)).double()
+    mean, prior = (weights * features).sum(0), (weights * targets).sum(0)
+    centred = features - mean
     covariance = centred.T @ (weights * centred)
     covariance.diagonal().add_(ridge * covariance.diagonal().mean() + 1e-12)  # without a path to the output, all is zero
     classifier = torch.linalg.solve(covariance, centred.T @ (weights * (targets - prior)))
-    error = (features.double() - mean) @ classifier + prior - truth
-    return max(0.0, 100 * (1 - error.square().sum() / (truth - truth.mean(0)).square().sum()).item())
+    return lambda x: (x.double() - mean) @ classifier + prior
+
+
+def explained_variance(scores, labels):
+    """100 (1 - squared error / variance), at least 0, of scores (n, C) that estimate one-hot labels (n,)."""
+    truth = F.one_hot(labels, scores.shape[1]).double()
+    return max(0.0, 100 * (1 - (scores - truth).square().sum() / (truth - truth.mean(0)).square().sum()).item())
 
 
 def scorer(net, train, val, bn_images, seed, own_classifier=False):
     """A function from an architecture to the accuracy in % of that path of a super-net: Acc of Eq. 2.
 
     train, val: splits on the device. BN statistics are rebuilt from the same `bn_images` of train (or all, if there are fewer;
-    the seed chooses them) for every path, and accuracy is over all of val. own_classifier: instead, `explained_variance` of a
-    classifier that is fitted to the path's features of the BN images, re-weighted if train is long-tailed; the super-net's own
-    classifier is not used. ValueError if the net has too few classes.
+    the seed chooses them) for every path, and accuracy is over all of val. own_classifier: the score is instead the
+    `explained_variance` of a `least_squares_classifier` of the path's features of the BN images, re-weighted if train is
+    long-tailed; the super-net's classifier is not used. ValueError if the net has too few classes.
     """
     classes = net.classifier.out_features
     if max(int(labels.max()) for _, labels in (train, val)) >= classes:
@@ -216,6 +221,6 @@ def scorer(net, train, val, bn_images, seed, own_classifier=False):
             return 100 * correct_by_class(net, val_chunks, val[1], arch).sum().item() / len(val[1])
         net.eval()
         known, features = (torch.cat([net.features(x, arch) for x in chunks]) for chunks in (bn_chunks, val_chunks))
-        return explained_variance(known, labels, features, val[1], class_weights)
+        return explained_variance(least_squares_classifier(known, labels, class_weights)(features), val[1])
 
     return score

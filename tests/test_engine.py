@@ -160,11 +160,17 @@ def test_explained_variance_is_that_of_weighted_least_squares():
     solution = np.linalg.lstsq(rows, np.vstack([root * np.eye(3)[known_labels], np.zeros((5, 3))]), rcond=None)[0]
     truth = np.eye(3)[labels]
     error = np.square(np.c_[features, np.ones(40)] @ solution - truth).sum() / np.square(truth - truth.mean(0)).sum()
-    given = [torch.tensor(value) for value in (known, known_labels, features, labels, class_weights)]
-    assert 5 < 100 * (1 - error) == pytest.approx(engine.explained_variance(*given, ridge=ridge), rel=1e-9)
-    one_hot = torch.eye(3, dtype=torch.double)
-    assert engine.explained_variance(one_hot[given[1]], given[1], one_hot[given[3]], *given[3:], ridge=1e-9) > 99.99
-    assert engine.explained_variance(torch.zeros(60, 5), given[1], torch.zeros(40, 5), *given[3:]) == 0
+    known, known_labels, features, labels, class_weights = (
+        torch.tensor(value) for value in (known, known_labels, features, labels, class_weights)
+    )
+
+    def explained(known, features, ridge):
+        classifier = engine.least_squares_classifier(known, known_labels, class_weights, ridge)
+        return engine.explained_variance(classifier(features), labels)
+
+    assert 5 < 100 * (1 - error) == pytest.approx(explained(known, features, ridge), rel=1e-9)
+    assert explained(torch.eye(3)[known_labels], torch.eye(3)[labels], 1e-9) > 99.99
+    assert explained(torch.zeros(60, 5), torch.zeros(40, 5), 1e-3) == 0
 
 
 def test_an_own_classifier_scores_the_features_and_not_the_classifier_of_the_super_net():
