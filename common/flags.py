@@ -164,5 +164,6 @@ def fill_schedule(args, stage):
 def add_scoring(group):
     text = "training images from which BN statistics are rebuilt"
     group.add_argument("--bn-images", type=positive_int, default=2000, help=text)
-    text = "fit a linear classifier to each path's features of the BN images; its `accuracy` is then the variance of the labels"
-    group.add_argument("--own-classifier", action="store_true", help=f"{text} that this explains, in %%, in place of Eq. 2")
+    text = "score a path by the variance of the labels, in %%, that a linear classifier of its own explains, fitted to its"
+    text += " features of the BN images, of which long-tailed data need many; not by its accuracy (Eq. 2)"
+    group.add_argument("--own-classifier", action="store_true", help=text)

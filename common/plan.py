@@ -169,9 +169,10 @@ def the_study(plan):
     for row, seed in product((*study.PROCEDURES, *study.VARIANTS), range(args.seeds)):
         trained_as, own = row.removesuffix(", own classifier"), row.endswith(", own classifier")
         before, supernet = set(plan), plan.trained(trained_as, args.source, args.target, 100, seed)
-        flags = given(bn_images=args.bn_images, method=row, supernet=os.path.join(args.out, supernet, "supernet.pt"))
+        fitted_to = images if own else args.bn_images  # rare classes need all of their images
+        flags = given(bn_images=fitted_to, method=row, supernet=os.path.join(args.out, supernet, "supernet.pt"))
         flags += ["--own-classifier"] if own else []
-        work = {"scoring": 96 * ((1 + own) * args.bn_images + sum(class_sizes(args.target, "val")))}
+        work = {"scoring": 96 * ((1 + own) * fitted_to + sum(class_sizes(args.target, "val")))}
         plan.add(f"inside_{supernet}{'_own' if own else ''}", [*command, *flags], seed, work, [supernet])
         if row in study.VARIANTS:
             plan.update({name: plan[name]._replace(turn=seed + args.seeds) for name in plan.keys() - before})

@@ -45,10 +45,11 @@ def read(files):
         for number, line in lines[is_csv:]:
             try:
                 entries = _csv_entries(header, line) if is_csv else _json_entries(line)
-                if not all(0 <= accuracy <= 100 for *_, accuracy in entries):  # NaN, too
+                # NaN is refused, too. Below 0 is what a classifier of `--own-classifier` reaches that explains nothing.
+                if not all(-math.inf < accuracy <= 100 for *_, accuracy in entries):
                     raise ValueError
             except Exception:  # JSON of another form raises many types
-                raise ValueError(f"'{path}', line {number}: '{line[:80]}': expected {form}, accuracies 0 to 100") from None
+                raise ValueError(f"'{path}', line {number}: '{line[:80]}': expected {form}, accuracies up to 100") from None
             for label, arch, seed, accuracy in entries:
                 known = found.setdefault(label, {}).setdefault(arch, {}).setdefault(seed, accuracy)
                 if known != accuracy:

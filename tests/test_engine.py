@@ -170,7 +170,8 @@ def test_explained_variance_is_that_of_weighted_least_squares():
 
     assert 5 < 100 * (1 - error) == pytest.approx(explained(known, features, ridge), rel=1e-9)
     assert explained(torch.eye(3)[known_labels], torch.eye(3)[labels], 1e-9) > 99.99
-    assert explained(torch.zeros(60, 5), torch.zeros(40, 5), 1e-3) == 0
+    assert explained(torch.zeros(60, 5), torch.zeros(40, 5), 1e-3) <= 0  # without features the classes' weights are guessed
+    assert explained(known, features.flip(0), ridge) < 0  # features of other images
 
 
 def test_an_own_classifier_scores_the_features_and_not_the_classifier_of_the_super_net():
@@ -182,7 +183,7 @@ def test_an_own_classifier_scores_the_features_and_not_the_classifier_of_the_sup
             net.classifier.weight *= factor
         scores.append([engine.scorer(net, (images, labels), (images, labels), 60, 0, own)(ALL_CONV) for own in (False, True)])
     assert scores[0][0] != scores[1][0] and scores[0][1] == scores[1][1] > 1
-    assert engine.scorer(net, (images, labels), (images, labels), 60, 0, True)((0,) * 6) == 0  # no path to the output
+    assert engine.scorer(net, (images, labels), (images, labels), 60, 0, True)((0,) * 6) <= 0  # no path to the output
 
 
 @pytest.mark.parametrize(("n", "bn_images", "used"), [(108, 20, 20), (100, 50, 50), (60, 80, 60)])
