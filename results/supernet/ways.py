@@ -38,6 +38,8 @@ WAYS = {
     "distinct": {"sampling": "distinct"},
     "by weights": {"sampling": "by weights"},
     "by weights, shared batch": {"sampling": "by weights, shared batch"},
+    "convolutions 2, shared batch": {"sampling": "convolutions 2, shared batch"},
+    "convolutions 3, shared batch": {"sampling": "convolutions 3, shared batch"},
     "largest": {"sampling": "largest"},
     "strict": {"sampling": "strict"},
     "strict, shared batch": {"sampling": "strict, shared batch"},
@@ -72,9 +74,11 @@ class Sampling:
         if self.kind == "distinct":  # uniform over functions, then over the strings of one
             group = self.groups[rng.integers(len(self.groups))]
             return [(group[rng.integers(len(group))],)]
-        if self.kind.startswith("by weights"):  # operations without weights have nothing to learn
+        if self.kind.startswith(("by weights", "convolutions")):  # operations without weights have nothing to learn
+            times = int(self.kind[13]) if self.kind.startswith("convolutions") else 0
+            p = np.array((1, 1, times, times, 1) if times else (0.12, 0.14, 0.24, 0.36, 0.14))
             paths = 5 if self.kind.endswith("shared batch") else 1
-            return [tuple(tuple(rng.choice(5, 6, p=(0.12, 0.14, 0.24, 0.36, 0.14)).tolist()) for _ in range(paths))]
+            return [tuple(tuple(rng.choice(5, 6, p=p / p.sum()).tolist()) for _ in range(paths))]
         if self.kind == "largest" and step % 4 == 0:  # all 3x3 in every fourth step, as in a sandwich (Yu et al. 2020)
             return [((3,) * 6,)]
         first = spaces.sample(nats.CHOICES, rng)
