@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from common import data, engine, fast, flags, runtime, spaces
+from common import data, engine, fast, flags, runtime, scoring, spaces
 
 CLASSES = 100
 KINDS = ("plain super-net step", "super-net step", "P1 step", "P1 classifier step", "sub-net step", "scoring", "batches")
@@ -90,7 +90,7 @@ def prepare(args, device):
     head, plain_net = network(), plain(network())
     features = engine.CachedFeatures(head, batches, 1, paths)
     subnet_steps = [training(network(arch), one_batch) for arch in archs]
-    score = engine.scorer(network(), small, small, 400, 0)
+    score = scoring.scorer(network(), small, small, 400, 0)
 
     def plain_features(images, arch):
         return plain_net.features(images.contiguous(), arch)

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import data, drw, engine, fast, flags, losses, nats, runtime, spaces, tables
+from common import data, drw, engine, fast, flags, losses, nats, runtime, scoring, spaces, tables
 
 UNIT = ("arch", "dataset", "imbalance", "seed")  # identifies one training
 PAPER = [(dataset, float(ratio)) for dataset in ("cifar10", "cifar100") for ratio in (1, 50, 100)]  # Figure 1
@@ -173,7 +173,7 @@ def score_inside(args, device):
     space, source = spaces.space(checkpoint["space"]), checkpoint["data"]
     archs = architectures(args, space)
     train, val = data.load(("train", "val"), **source, root=args.data_root, device=device)
-    score = engine.scorer(net.to(device), train, val, args.bn_images, args.seeds[0], args.own_classifier)
+    score = scoring.scorer(net.to(device), train, val, args.bn_images, args.seeds[0], args.own_classifier)
     units = [(space.to_string(arch), source["dataset"], source["imbalance"], checkpoint["seed"]) for arch in archs]
     return args.method or checkpoint["procedure"], units, lambda arch, *_: {"accuracy": score(space.from_string(arch))}
 

@@ -15,7 +15,7 @@ import time
 import numpy as np
 import torch
 
-from common import data, engine, flags, runtime, spaces
+from common import data, flags, runtime, scoring, spaces
 
 
 def parse_args(argv=None):
@@ -95,7 +95,7 @@ def main(args):
     # data
     with runtime.user_errors():
         train, val = data.load(("train", "val"), **checkpoint["data"], root=args.data_root, device=device)
-        score = engine.scorer(net, train, val, args.bn_images, args.seed, args.own_classifier)
+        score = scoring.scorer(net, train, val, args.bn_images, args.seed, args.own_classifier)
 
     # optimiser: evolution, from the generation after the last that an interrupted search has scored
     lines, scores = read_scores(run.path("scores.jsonl"), space)

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from common import data, drw, engine, kendall, runtime, spaces
+from common import data, drw, engine, kendall, runtime, scoring, spaces
 
 ARCH = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|none~2|"
 
@@ -266,8 +266,8 @@ def test_no_test_image_is_read_before_the_report_and_no_held_out_one_is_trained_
     stage("adapt", "--supernet", tmp_path / "s/supernet.pt", *own, "--out", tmp_path / "p")
     assert read and not held_out & set(read) and not [path for path in read if "/val/" in path]
     read.clear()
-    splits, scorer = [], engine.scorer
-    monkeypatch.setattr(engine, "scorer", lambda net, *more: splits.extend(more[:2]) or scorer(net, *more))
+    splits, scorer = [], scoring.scorer
+    monkeypatch.setattr(scoring, "scorer", lambda net, *more: splits.extend(more[:2]) or scorer(net, *more))
     stage("search", "--supernet", tmp_path / "p/supernet.pt", "--generations", 1, "--population", 2, "--crossovers", 1,
           "--mutations", 1, "--out", tmp_path / "q")  # fmt: skip
     assert held_out < set(read) and not [path for path in read if "/val/" in path]

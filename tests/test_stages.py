@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ENVIRONMENT, ROOT, SMALL, command, interrupted, refused, stage, two_ranks, weights
 
-from common import data, engine, nats, runtime, spaces
+from common import data, engine, nats, runtime, scoring, spaces
 
 TRAIN = [*SMALL, "--warmup", 0, "--batch-size", 32]
 SEARCH = ["--generations", 2, "--population", 6, "--crossovers", 3, "--mutations", 3, "--bn-images", 40]
@@ -268,7 +268,7 @@ def test_killed_in_the_middle_it_ends_the_same(images, tmp_path, capsys):
 def test_search_resumes_with_the_scores_it_has(supernet, tmp_path, monkeypatch):
     argv = ["search", "--supernet", supernet, *SEARCH, "--out"]
     stage(*argv, tmp_path / "whole")
-    real, calls = engine.scorer, []
+    real, calls = scoring.scorer, []
 
     def scorer(*a):
         score = real(*a)
@@ -281,7 +281,7 @@ def test_search_resumes_with_the_scores_it_has(supernet, tmp_path, monkeypatch):
 
         return counted
 
-    monkeypatch.setattr(engine, "scorer", scorer)
+    monkeypatch.setattr(scoring, "scorer", scorer)
     with pytest.raises(KeyboardInterrupt):
         stage(*argv, tmp_path / "q")
     stage(*argv, tmp_path / "q")

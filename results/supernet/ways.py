@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from common import data, drw, engine, flags, nats, runtime, spaces, tables
+from common import data, drw, engine, flags, nats, runtime, scoring, spaces, tables
 from common.kendall import kendall_tau
 
 BASE = {"channels": 8, "cells": 1, "lr": 0.1, "weight_decay": 2e-4, "decay": "steps", "sampling": "uniform", "cell_lr": 1}
@@ -192,7 +192,7 @@ def scores(net, archs, bn_chunks, bn_labels, val_chunks, labels):
         own, error = logits, math.nan
         if bn_chunks:
             known = torch.cat([net.features(chunk, arch) for chunk in bn_chunks])
-            own = engine.least_squares_classifier(known, bn_labels, torch.ones(10))(features)
+            own = scoring.least_squares_classifier(known, bn_labels, torch.ones(10))(features)
             error = F.mse_loss(own, F.one_hot(labels).double()).item()
         shares = [100 * (guesses.argmax(1) == labels).double().mean().item() for guesses in (logits, own)]
         found[text] = shares[0], F.cross_entropy(logits, labels).item(), shares[1], error
@@ -246,7 +246,7 @@ def parse_args():
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and paths")
     parser.add_argument("--epochs", type=int, default=20, help="of uniform sampling; other ways have as many as cost the same")
     parser.add_argument("--score-at", type=int, nargs="*", default=[], metavar="E", help="epochs to score at, besides the last")
-    parser.add_argument("--average", type=float, nargs="*", default=[], metavar="D", help="of averaged weights, scored at the end")
+    parser.add_argument("--average", type=float, nargs="*", default=[], metavar="D", help="of averaged weights")
     parser.add_argument(
         "--bn-images", type=int, nargs="+", default=[2000], help="after the last epoch; 0: statistics of the batch"
     )
