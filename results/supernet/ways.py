@@ -1,6 +1,7 @@
 """Which ways to train and to score a super-net rank architectures better, at equal cost? README.md has what came out.
 
     python results/supernet/ways.py uniform --seed 0               # one super-net -> runs/supernet/uniform_s0.jsonl
+    python results/supernet/ways.py uniform --seed 0 --final       # the same super-net on the other architectures
     python results/supernet/ways.py --table runs/supernet/*.jsonl  # tau of each way, over the seeds that are there
 
 Truth: published NATS-Bench accuracies on CIFAR-10 (data/nats_bench_sample.csv), connected architectures only. Cost: the
@@ -201,13 +202,14 @@ def scores(net, archs, bn_chunks, bn_labels, val_chunks, labels):
 
 def run(args):
     way = BASE | WAYS[args.way]
-    out = Path(args.out) / f"{args.way.replace(' ', '_').replace(',', '')}_s{args.seed}.jsonl"
+    trained = Path(args.out) / f"{args.way.replace(' ', '_').replace(',', '')}_s{args.seed}.pt"
+    out = trained.with_suffix(".final.jsonl" if args.final else ".jsonl")
     if out.exists():
         return print(f"{out}: already there")
     truth = read_truth(args.truth)
-    archs = list(truth)[: args.archs]
+    archs = list(truth)[args.archs :] if args.final else list(truth)[: args.archs]
     source = {"dataset": args.dataset, "val_per_class": args.val_per_class}
-    train_split, (val_images, labels) = data.load(("train", "val"), **source)
+    train_split, (val_images, labels) = data.load(("train", "test" if args.final else "val"), **source)
     normalise = data.Normalise(*data.channel_stats(train_split[0]), 32, "cpu")
     val_chunks = engine.normalised_chunks(val_images, normalise)
     lines = []
@@ -225,10 +227,16 @@ def run(args):
                 facts = f"accuracy {np.mean(accuracies):.2f} +- {np.std(accuracies):.2f}, {time.perf_counter() - start:.0f} s"
                 print(f"epoch {epoch} {name} bn {n}: tau {all_taus}; {facts}", flush=True)
 
-    last = train(args, way, train_split, report)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if args.final:
+        saved = runtime.load_checkpoint(trained, "super-net")
+        net, way = spaces.supernet("nats", 10, way["channels"], way["cells"]), {key: saved[key] for key in (*way, "epochs")}
+        net.load_state_dict(saved["net"])
+        report(way["epochs"], True, {"last": net})
+    else:
+        net = train(args, way, train_split, report)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        runtime.save(str(trained), {"kind": "super-net", "net": net.state_dict(), **way})
     facts = {"settings": way, "precision": args.precision, **runtime.environment(torch.device("cpu"))}
-    runtime.save(str(out.with_suffix(".pt")), {"kind": "super-net", "net": last.state_dict(), **way})
     runtime.write(out, "".join(json.dumps(line | facts) + "\n" for line in lines))
 
 
@@ -242,6 +250,7 @@ def read_truth(path):
 def parse_args():
     parser = runtime.Parser(__doc__)
     parser.add_argument("way", nargs="?", choices=WAYS, help="what differs from uniform sampling with the paper's schedule")
+    parser.add_argument("--final", action="store_true", help="score a trained super-net on other architectures and images")
     parser.add_argument("--table", nargs="+", metavar="FILE", help="files of finished super-nets")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and paths")
     parser.add_argument("--epochs", type=int, default=20, help="of uniform sampling; other ways have as many as cost the same")
