@@ -44,6 +44,8 @@ WAYS = {
     "largest": {"sampling": "largest"},
     "strict": {"sampling": "strict"},
     "strict, shared batch": {"sampling": "strict, shared batch"},
+    "by weights, shared batch, cosine": {"sampling": "by weights, shared batch", "decay": "cosine"},
+    "by weights, shared batch, 2 cells": {"sampling": "by weights, shared batch", "channels": 6, "cells": 2},
     "best:3": {"sampling": "best:3"},
     "worst:3": {"sampling": "worst:3"},
     "6 channels, 2 cells": {"channels": 6, "cells": 2},
@@ -78,7 +80,7 @@ class Sampling:
         if self.kind.startswith(("by weights", "convolutions")):  # operations without weights have nothing to learn
             times = int(self.kind[13]) if self.kind.startswith("convolutions") else 0
             p = np.array((1, 1, times, times, 1) if times else (0.12, 0.14, 0.24, 0.36, 0.14))
-            paths = 5 if self.kind.endswith("shared batch") else 1
+            paths = 5 if "shared batch" in self.kind else 1
             return [tuple(tuple(rng.choice(5, 6, p=p / p.sum()).tolist()) for _ in range(paths))]
         if self.kind == "largest" and step % 4 == 0:  # all 3x3 in every fourth step, as in a sandwich (Yu et al. 2020)
             return [((3,) * 6,)]
