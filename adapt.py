@@ -55,8 +55,8 @@ def main(args):
         return run.finish_supernet(net, facts, epochs=0, **shape, loss=source["loss"], data=source["data"])
 
     # data
-    choices = spaces.space(source["space"]).CHOICES
-    batches, counts, weights = flags.training_data(args, device, len(spaces.paths(choices, 0, 0, args.sampling)))
+    paths = spaces.sampler(source["space"], args.seed, args.sampling)
+    batches, counts, weights = flags.training_data(args, device, len(paths(0)))
 
     # model: the source's backbone under a new classifier
     net.classifier = nn.Linear(net.classifier.in_features, len(counts))
@@ -68,9 +68,6 @@ def main(args):
     loss = partial(losses.LOSSES[args.loss], counts=counts)
 
     # loop
-    def paths(step):
-        return spaces.paths(choices, args.seed, step, args.sampling)
-
     @lru_cache(maxsize=1)
     def features_of(epoch):
         return engine.CachedFeatures(net, batches, epoch, paths, args.precision)

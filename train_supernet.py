@@ -38,8 +38,8 @@ def main(args):
         return
 
     # data
-    choices = spaces.space(args.space).CHOICES
-    batches, counts, weights = flags.training_data(args, device, len(spaces.paths(choices, 0, 0, args.sampling)))
+    paths = spaces.sampler(args.space, args.seed, args.sampling)
+    batches, counts, weights = flags.training_data(args, device, len(paths(0)))
 
     # model
     net = spaces.supernet(args.space, len(counts), args.channels, args.cells)
@@ -51,9 +51,6 @@ def main(args):
     loss = partial(losses.LOSSES[args.loss], counts=counts)
 
     # loop
-    def paths(step):
-        return spaces.paths(choices, args.seed, step, args.sampling)
-
     engine.use_batch_statistics(net)
     for epoch in range(run.resume(net, optimizer), args.epochs + 1):
         optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)

@@ -24,6 +24,7 @@ OPERATIONS = (
 NODES = 4
 PAIRS = tuple(tuple(combinations(range(2 + node), 2)) for node in range(NODES))  # of inputs, for each node
 CHOICES = tuple(n for node in range(NODES) for n in (len(PAIRS[node]), len(OPERATIONS), len(OPERATIONS))) * 2
+CONVOLUTIONS = {gene: (3, 4, 5, 6) for gene in range(len(CHOICES)) if gene % 3}  # which values of a gene are convolutions
 LIGHTEST = (0,) * len(CHOICES)  # nothing but pooling
 DEFAULTS = {"channels": 36, "cells": 20}
 

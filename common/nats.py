@@ -17,6 +17,7 @@ from .ops import OPS, relu_conv_bn
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = tuple((node, source) for node in (1, 2, 3) for source in range(node))
 CHOICES = (len(OPERATIONS),) * len(EDGES)  # how many values each gene can take
+CONVOLUTIONS = {edge: (2, 3) for edge in range(len(EDGES))}  # which values of a gene are convolutions
 LIGHTEST = (0,) * len(EDGES)  # an architecture with the fewest multiply-accumulates
 DEFAULTS = {"channels": 16, "cells": 5}  # cells per stage, of three stages
 

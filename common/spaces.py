@@ -2,7 +2,7 @@
 
 An architecture is a tuple of small ints; gene i takes any value in range(CHOICES[i]), whatever the others are. To add a
 space, write common/<name>.py with CHOICES, LIGHTEST, DEFAULTS, to_string, from_string and Network (with features and
-classifier), and add its name here.
+classifier), and add its name here. CONVOLUTIONS, {gene: values that are convolutions}, is for `sampler` and may be left out.
 """
 
 import copy
@@ -17,7 +17,7 @@ from .losses import match_classifier
 from .runtime import all_finite, load_checkpoint, reading
 
 SPACES = ("nats", "darts", "shufflenet", "resnet32")
-SAMPLINGS = ("uniform", "strict")
+SAMPLINGS = ("uniform", "strict", "convolutions")
 
 
 def space(name):
@@ -55,18 +55,31 @@ def crossover(one, other, rng):
     return tuple(a if from_one else b for a, b, from_one in zip(one, other, first, strict=True))
 
 
-def paths(choices, seed, step, sampling="uniform"):
-    """The architectures that share a super-net's batch at a step, the same on every rank.
+def sampler(name, seed, sampling="uniform"):
+    """A function from a training step to the architectures that share its batch, the same on every rank.
 
-    uniform: one, each gene drawn uniformly (Guo et al. 2020). strict: as many as the largest gene has values, in which every
-    gene takes each of its values once, or equally often (Chu et al. 2021, where each learns from the whole batch).
+    uniform: one, each gene drawn uniformly (Guo et al. 2020). The others: as many as the largest gene of the space has values.
+    strict: every gene takes each of its values once, or equally often (Chu et al. 2021 give each the whole batch).
+    convolutions: values that the space lists as CONVOLUTIONS are twice as likely as others, which have nothing to learn.
     """
-    rng = np.random.default_rng([seed, step, 1])
-    if sampling == "uniform":
-        return [sample(choices, rng)]
-    most = max(choices)
-    drawn = [np.concatenate([rng.permutation(n) for _ in range(math.ceil(most / n))])[:most] for n in choices]
-    return list(zip(*(rng.permutation(values).tolist() for values in drawn), strict=True))
+    module = space(name)
+    choices, most = module.CHOICES, max(module.CHOICES)
+    shares = [np.ones(n) for n in choices]
+    for gene, values in getattr(module, "CONVOLUTIONS", {}).items():
+        shares[gene][list(values)] = 2
+
+    def paths(step):
+        rng = np.random.default_rng([seed, step, 1])
+        if sampling == "uniform":
+            return [sample(choices, rng)]
+        if sampling == "strict":
+            repeated = [np.concatenate([rng.permutation(n) for _ in range(math.ceil(most / n))])[:most] for n in choices]
+            drawn = [rng.permutation(values) for values in repeated]
+        else:
+            drawn = [rng.choice(len(share), most, p=share / share.sum()) for share in shares]
+        return list(zip(*(values.tolist() for values in drawn), strict=True))
+
+    return paths
 
 
 def supernet(name, num_classes, channels, cells):

@@ -30,8 +30,7 @@ def network(name="nats"):
 
 def train(net, epoch=1, paths=None, optimizer=None, **how):
     optimizer = optimizer or torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=2e-4, foreach=True)
-    choices = nats.CHOICES
-    paths = paths or (lambda step: spaces.paths(choices, 0, step))
+    paths = paths or spaces.sampler("nats", 0)
     return engine.train_epoch(net, batches(), epoch, optimizer, torch.tensor([0.5, 1, 1, 1.5]), paths=paths, **how)
 
 
@@ -42,10 +41,10 @@ def frozen(net):
 @pytest.mark.parametrize("name", ["nats", "darts", "shufflenet"])
 def test_frozen_backbone_is_bit_identical_and_has_no_backward_pass(name):
     net = network(name)
-    space, before, head = spaces.space(name), frozen(net), net.classifier.weight.clone()
+    before, head = frozen(net), net.classifier.weight.clone()
     seen = []
     hook = net.classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].requires_grad))
-    train(net, paths=lambda step: spaces.paths(space.CHOICES, 0, step), freeze_backbone=True)
+    train(net, paths=spaces.sampler(name, 0), freeze_backbone=True)
     hook.remove()
     assert seen == [False, False]
     assert all(p.grad is None for k, p in net.named_parameters() if not k.startswith("classifier"))
@@ -197,13 +196,13 @@ def test_bf16_is_near_fp32_and_keeps_fp32_weights():
 
 
 def test_kept_features_are_those_of_the_backbone_shuffled_anew_each_epoch():
-    net, choices = network(), nats.CHOICES
+    net, paths = network(), spaces.sampler("nats", 0)
     some = batches()
-    kept = engine.CachedFeatures(net, some, 3, lambda step: spaces.paths(choices, 0, step))
+    kept = engine.CachedFeatures(net, some, 3, paths)
     expected, labels = [], []
     with torch.no_grad():
         for i, (x, y) in enumerate(some.epoch(3)):
-            expected.append(net.features(x, *spaces.paths(choices, 0, 2 * len(some) + i)))
+            expected.append(net.features(x, *paths(2 * len(some) + i)))
             labels.append(y)
     expected, labels = torch.cat(expected), torch.cat(labels)
     seen = []

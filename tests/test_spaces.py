@@ -195,14 +195,15 @@ def test_mutation_and_crossover_follow_their_probabilities():
     assert (mutants != 0).mean() == pytest.approx(0.1 * 4 / 5, abs=0.01)  # a redrawn gene is its old value one time in five
     children = np.array([spaces.crossover(one, other, rng) for _ in range(2000)])
     assert set(np.unique(children)) == {0, 4} and (children == 0).mean() == pytest.approx(0.5, abs=0.03)
-    draws = np.concatenate([spaces.paths(nats.CHOICES, 0, step) for step in range(4000)])
+    draws = np.concatenate([spaces.sampler("nats", 0)(step) for step in range(4000)])
     assert np.bincount(draws.flatten(), minlength=5) / draws.size == pytest.approx(0.2, abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["nats", "darts", "shufflenet"])
 def test_strict_paths_use_every_value_of_every_gene_equally_often(name):
     choices = spaces.space(name).CHOICES
-    steps = [np.array(spaces.paths(choices, 0, step, "strict")) for step in range(300)]
+    sampler = spaces.sampler(name, 0, "strict")
+    steps = [np.array(sampler(step)) for step in range(300)]
     assert {paths.shape for paths in steps} == {(max(choices), len(choices))}
     for paths in steps:
         for gene, n in zip(paths.T, choices, strict=True):
@@ -211,4 +212,16 @@ def test_strict_paths_use_every_value_of_every_gene_equally_often(name):
     pairs = np.bincount(one * choices[1] + other, minlength=choices[0] * choices[1]) / len(one)
     assert pairs == pytest.approx(1 / (choices[0] * choices[1]), abs=0.03)
     assert len(np.unique(steps[0], axis=0)) > 1 and not np.array_equal(steps[0], steps[1])
-    assert np.array_equal(steps[7], spaces.paths(choices, 0, 7, "strict"))
+    assert np.array_equal(steps[7], sampler(7))
+
+
+@pytest.mark.parametrize("name", ["nats", "darts", "shufflenet"])
+def test_convolutions_are_drawn_twice_as_often(name):
+    space, sampler = spaces.space(name), spaces.sampler(name, 0, "convolutions")
+    steps = [np.array(sampler(step)) for step in range(1000)]
+    assert steps[0].shape == (max(space.CHOICES), len(space.CHOICES)) and len(np.unique(steps[0], axis=0)) > 1
+    for gene, (values, n) in enumerate(zip(np.concatenate(steps).T, space.CHOICES, strict=True)):
+        operations = getattr(space, "OPERATIONS", ())
+        likely = ["conv" in operations[value] for value in range(n)] if n == len(operations) else [False] * n
+        expected = np.where(likely, 2, 1) / np.sum(np.where(likely, 2, 1))
+        assert np.bincount(values, minlength=n) / len(values) == pytest.approx(expected, abs=0.03), gene
