@@ -13,7 +13,6 @@ import argparse
 import copy
 import csv
 import json
-import math
 import sys
 import time
 from collections import defaultdict
@@ -177,26 +176,24 @@ def mean_macs(way, sampling, paths=300):
 
 
 @torch.inference_mode()
-def scores(net, archs, bn_chunks, bn_labels, val_chunks, labels):
+def scores(net, archs, bn_chunks, bn_labels, val_chunks, labels, recalibrate):
     """{architecture string: (accuracy in %, mean loss, the same of a classifier of its own: accuracy, squared error)}.
 
-    bn_chunks: images to re-calibrate batch norm and fit the architecture's own classifier. None: batch statistics, no fit.
+    bn_chunks: images to fit the architecture's own classifier, and to re-calibrate batch norm. recalibrate: or else batch norm
+    uses the statistics of the batch.
     """
     found = {}
     for text in archs:
         arch = nats.from_string(text)
-        if bn_chunks:
+        if recalibrate:
             engine.recalibrate(net, bn_chunks, arch)
             net.eval()
         else:
             engine.use_batch_statistics(net)
-        features = torch.cat([net.features(chunk, arch) for chunk in val_chunks])
+        known, features = (torch.cat([net.features(x, arch) for x in chunks]) for chunks in (bn_chunks, val_chunks))
         logits = net.classifier(features).double()
-        own, error = logits, math.nan
-        if bn_chunks:
-            known = torch.cat([net.features(chunk, arch) for chunk in bn_chunks])
-            own = scoring.least_squares_classifier(known, bn_labels, torch.ones(10))(features)
-            error = F.mse_loss(own, F.one_hot(labels).double()).item()
+        own = scoring.least_squares_classifier(known, bn_labels, torch.ones(10))(features)
+        error = F.mse_loss(own, F.one_hot(labels).double()).item()
         shares = [100 * (guesses.argmax(1) == labels).double().mean().item() for guesses in (logits, own)]
         found[text] = shares[0], F.cross_entropy(logits, labels).item(), shares[1], error
     return found
@@ -220,9 +217,8 @@ def run(args):
         for name, net in nets.items():
             for n in args.bn_images if final and name == "last" else args.bn_images[:1]:
                 start = time.perf_counter()
-                images, bn_labels = next(data.Batches(train_split, normalise, n or 1, args.seed).epoch(0))
-                bn_chunks = engine.chunks_of(images) if n else None
-                found = scores(copy.deepcopy(net), archs, bn_chunks, bn_labels, val_chunks, labels)
+                images, bn_labels = next(data.Batches(train_split, normalise, n or 2000, args.seed).epoch(0))
+                found = scores(copy.deepcopy(net), archs, engine.chunks_of(images), bn_labels, val_chunks, labels, n > 0)
                 line = {"way": args.way, "seed": args.seed, "epoch": epoch, "weights": name, "bn_images": n}
                 lines.append({**line, "scores": found})
                 accuracies, all_taus = [found[a][0] for a in archs], ", ".join(f"{tau:.3f}" for tau in taus(found, truth))
