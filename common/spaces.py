@@ -60,13 +60,13 @@ def sampler(name, seed, sampling="uniform"):
 
     uniform: one, each gene drawn uniformly (Guo et al. 2020). The others: as many as the largest gene of the space has values.
     strict: every gene takes each of its values once, or equally often (Chu et al. 2021 give each the whole batch).
-    convolutions: values that the space lists as CONVOLUTIONS are twice as likely as others, which have nothing to learn.
+    convolutions: values that the space lists as CONVOLUTIONS are three times as likely as others, which have nothing to learn.
     """
     module = space(name)
     choices, most = module.CHOICES, max(module.CHOICES)
     shares = [np.ones(n) for n in choices]
     for gene, values in getattr(module, "CONVOLUTIONS", {}).items():
-        shares[gene][list(values)] = 2
+        shares[gene][list(values)] = 3
 
     def paths(step):
         rng = np.random.default_rng([seed, step, 1])

@@ -216,12 +216,12 @@ def test_strict_paths_use_every_value_of_every_gene_equally_often(name):
 
 
 @pytest.mark.parametrize("name", ["nats", "darts", "shufflenet"])
-def test_convolutions_are_drawn_twice_as_often(name):
+def test_convolutions_are_drawn_three_times_as_often(name):
     space, sampler = spaces.space(name), spaces.sampler(name, 0, "convolutions")
     steps = [np.array(sampler(step)) for step in range(1000)]
     assert steps[0].shape == (max(space.CHOICES), len(space.CHOICES)) and len(np.unique(steps[0], axis=0)) > 1
     for gene, (values, n) in enumerate(zip(np.concatenate(steps).T, space.CHOICES, strict=True)):
         operations = getattr(space, "OPERATIONS", ())
         likely = ["conv" in operations[value] for value in range(n)] if n == len(operations) else [False] * n
-        expected = np.where(likely, 2, 1) / np.sum(np.where(likely, 2, 1))
+        expected = np.where(likely, 3, 1) / np.sum(np.where(likely, 3, 1))
         assert np.bincount(values, minlength=n) / len(values) == pytest.approx(expected, abs=0.03), gene

@@ -40,6 +40,7 @@ WAYS = {
     "by weights, shared batch": {"sampling": "by weights, shared batch"},
     "convolutions 2, shared batch": {"sampling": "convolutions 2, shared batch"},
     "convolutions 3, shared batch": {"sampling": "convolutions 3, shared batch"},
+    "convolutions 3, shared batch, cosine": {"sampling": "convolutions 3, shared batch", "decay": "cosine"},
     "largest": {"sampling": "largest"},
     "strict": {"sampling": "strict"},
     "strict, shared batch": {"sampling": "strict, shared batch"},
@@ -210,7 +211,8 @@ def run(args):
     source = {"dataset": args.dataset, "val_per_class": args.val_per_class}
     train_split, (val_images, labels) = data.load(("train", "test" if args.final else "val"), **source)
     normalise = data.Normalise(*data.channel_stats(train_split[0]), 32, "cpu")
-    val_chunks = engine.normalised_chunks(val_images, normalise)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))  # batch statistics need mixed classes
+    labels, val_chunks = labels[order], engine.normalised_chunks(val_images[order], normalise)
     lines = []
 
     def report(epoch, final, nets):
