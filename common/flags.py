@@ -103,7 +103,7 @@ def training_data(args, device, paths=1):
 def add_sampling(group):
     text = (
         "uniform: one path per step. The others: as many paths as an edge has operations share the batch. strict: each "
-        "operation once; convolutions: drawn three times as often as other operations"
+        "operation once. convolutions: convolutions three times as often as other operations"
     )
     group.add_argument("--sampling", choices=spaces.SAMPLINGS, default="uniform", help=text)
 

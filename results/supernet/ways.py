@@ -26,22 +26,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from common import data, drw, engine, flags, nats, runtime, scoring, spaces, tables
 from common.kendall import kendall_tau
 
-BASE = {"channels": 8, "cells": 1, "lr": 0.1, "weight_decay": 2e-4, "decay": "steps", "sampling": "uniform", "cell_lr": 1}
+BASE = {"channels": 8, "cells": 1, "lr": 0.1, "weight_decay": 2e-4, "decay": "steps", "sampling": "uniform"}
 WAYS = {
     "uniform": {},
     "no decay": {"decay": "none"},
     "cosine": {"decay": "cosine"},
-    "lr 0.05": {"lr": 0.05},
-    "lr 0.2": {"lr": 0.2},
     "no weight decay": {"weight_decay": 0.0},
-    "cells 3 lr": {"cell_lr": 3},
     "distinct": {"sampling": "distinct"},
     "by weights": {"sampling": "by weights"},
     "by weights, shared batch": {"sampling": "by weights, shared batch"},
     "convolutions 2, shared batch": {"sampling": "convolutions 2, shared batch"},
     "convolutions 3, shared batch": {"sampling": "convolutions 3, shared batch"},
     "convolutions 3, shared batch, cosine": {"sampling": "convolutions 3, shared batch", "decay": "cosine"},
-    "largest": {"sampling": "largest"},
     "strict": {"sampling": "strict"},
     "strict, shared batch": {"sampling": "strict, shared batch"},
     "by weights, shared batch, cosine": {"sampling": "by weights, shared batch", "decay": "cosine"},
@@ -49,9 +45,6 @@ WAYS = {
     "best:3": {"sampling": "best:3"},
     "worst:3": {"sampling": "worst:3"},
     "6 channels, 2 cells": {"channels": 6, "cells": 2},
-    "5 channels, 3 cells": {"channels": 5, "cells": 3},
-    "4 channels, 5 cells": {"channels": 4, "cells": 5},
-    "12 channels, 1 cell": {"channels": 12, "cells": 1},
 }
 
 
@@ -82,8 +75,6 @@ class Sampling:
             p = np.array((1, 1, times, times, 1) if times else (0.12, 0.14, 0.24, 0.36, 0.14))
             paths = 5 if "shared batch" in self.kind else 1
             return [tuple(tuple(rng.choice(5, 6, p=p / p.sum()).tolist()) for _ in range(paths))]
-        if self.kind == "largest" and step % 4 == 0:  # all 3x3 in every fourth step, as in a sandwich (Yu et al. 2020)
-            return [((3,) * 6,)]
         first = spaces.sample(nats.CHOICES, rng)
         found = [(first,)]
         while len(found) < self.tries:  # attentive sampling (Wang et al. 2021): candidates of like cost
@@ -122,11 +113,6 @@ def train(args, way, train_split, report):
     normalise = data.Normalise(*data.channel_stats(train_split[0]), 32, "cpu")
     batches = OwnBatches(data.Batches(train_split, normalise, 128, args.seed), sampling.copies)
     optimizer = engine.sgd(net, way["lr"], 0.9, way["weight_decay"])
-    # Every step trains the stem, the reductions and the classifier, but an operation only one step in five.
-    in_cells = [p for module in net.modules() if isinstance(module, nats.Cell) for p in module.parameters()]
-    group, chosen = optimizer.param_groups[0], set(in_cells)
-    group["params"] = [p for p in group["params"] if p not in chosen]
-    optimizer.add_param_group({"params": in_cells})
     averages = {f"average {decay:g}": copy.deepcopy(net) for decay in args.average}
 
     @torch.no_grad()
@@ -156,8 +142,7 @@ def train(args, way, train_split, report):
         rate = drw.learning_rate(epoch, way["lr"], schedule.milestones if way["decay"] == "steps" else (), warmup=1)
         if way["decay"] == "cosine":
             rate *= (1 + np.cos(np.pi * (epoch - 1) / epochs)) / 2
-        for group, factor in zip(optimizer.param_groups, (1, way["cell_lr"]), strict=True):
-            group["lr"] = factor * rate
+        optimizer.param_groups[0]["lr"] = rate
         engine.use_batch_statistics(net)
         metrics = engine.train_epoch(
             net, batches, epoch, optimizer, torch.ones(10), paths=paths, loss=loss, precision=args.precision
