@@ -240,7 +240,7 @@ def parse_args():
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and paths")
     parser.add_argument("--epochs", type=int, default=20, help="of uniform sampling; other ways have as many as cost the same")
     parser.add_argument("--score-at", type=int, nargs="*", default=[], metavar="E", help="epochs to score at, besides the last")
-    parser.add_argument("--average", type=float, nargs="*", default=[], metavar="D", help="of averaged weights")
+    parser.add_argument("--average", type=float, nargs="*", default=[], metavar="D", help="decays of averaged weights")
     parser.add_argument(
         "--bn-images", type=int, nargs="+", default=[2000], help="after the last epoch; 0: statistics of the batch"
     )
