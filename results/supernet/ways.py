@@ -1,12 +1,13 @@
 """Which ways to train and to score a super-net rank architectures better, at equal cost? README.md has what came out.
 
     python results/supernet/ways.py uniform --seed 0               # one super-net -> runs/supernet/uniform_s0.jsonl
-    python results/supernet/ways.py uniform --seed 0 --final       # the same super-net on the other architectures
+    python results/supernet/ways.py uniform --seed 0 --final       # on the other architectures and the test images
     python results/supernet/ways.py --table runs/supernet/*.jsonl  # tau of each way, over the seeds that are there
 
 Truth: published NATS-Bench accuracies on CIFAR-10 (data/nats_bench_sample.csv), connected architectures only. Cost: the
 multiply-accumulates of `--epochs` epochs of uniform sampling with 8 channels and 1 cell per stage. A way whose step costs more
-gets fewer epochs. A super-net is scored on images that were held out of its training, never on the test split.
+gets fewer epochs. A super-net is scored on images that were held out of its training, and by --final on the test split. It
+is kept beside its scores, and the same command with other options scores it further.
 """
 
 import argparse
@@ -46,16 +47,27 @@ WAYS = {
     "worst:3": {"sampling": "worst:3"},
     "6 channels, 2 cells": {"channels": 6, "cells": 2},
 }
+FLAGS = {  # sampling: what --sampling of train_supernet.py calls it
+    "strict": "strict",
+    "strict, shared batch": "strict",
+    "convolutions 3, shared batch": "convolutions",
+}
+SHARES = {  # sampling: (shares of none, skip, 1x1, 3x3 and pool, paths per step)
+    "by weights": ((12, 14, 24, 36, 14), 1),
+    "by weights, shared batch": ((12, 14, 24, 36, 14), 5),
+    "convolutions 2, shared batch": ((1, 1, 2, 2, 1), 5),
+}
 
 
 class Sampling:
-    """How the paths of a step are chosen. `engine.train_epoch` takes tuples of architectures."""
+    """How the paths of a step are chosen. `engine.train_epoch` takes lists of architectures."""
 
     def __init__(self, kind, seed):
         self.kind, _, tries = kind.partition(":")
         self.seed, self.tries = seed, int(tries or 1)
         self.copies = 5 if self.kind == "strict" else 1  # of the batch
         self.work = (3 * self.copies + (self.tries if self.tries > 1 else 0)) / 3  # forward passes, over those of one path
+        self.flag = spaces.sampler("nats", seed, FLAGS.get(self.kind, "uniform"))
         if self.kind == "distinct":
             groups = defaultdict(list)
             for arch in np.ndindex(*nats.CHOICES):
@@ -63,24 +75,22 @@ class Sampling:
             self.groups = list(groups.values())
 
     def draw(self, step):
-        """The step's candidates, a list of tuples of architectures."""
+        """The step's candidates, each a list of architectures."""
         rng = np.random.default_rng([self.seed, step, 1])
-        if self.kind.startswith("strict"):  # Chu et al. 2021: in five paths, every edge has each of its operations once
-            return [tuple(zip(*(rng.permutation(5).tolist() for _ in nats.CHOICES), strict=True))]
         if self.kind == "distinct":  # uniform over functions, then over the strings of one
             group = self.groups[rng.integers(len(self.groups))]
-            return [(group[rng.integers(len(group))],)]
-        if self.kind.startswith(("by weights", "convolutions")):  # operations without weights have nothing to learn
-            times = int(self.kind[13]) if self.kind.startswith("convolutions") else 0
-            p = np.array((1, 1, times, times, 1) if times else (0.12, 0.14, 0.24, 0.36, 0.14))
-            paths = 5 if "shared batch" in self.kind else 1
-            return [tuple(tuple(rng.choice(5, 6, p=p / p.sum()).tolist()) for _ in range(paths))]
+            return [[group[rng.integers(len(group))]]]
+        if self.kind in SHARES:  # operations without weights have nothing to learn
+            p, paths = SHARES[self.kind]
+            return [[tuple(rng.choice(5, 6, p=np.array(p) / sum(p)).tolist()) for _ in range(paths)]]
+        if self.tries == 1:
+            return [self.flag(step)]
         first = spaces.sample(nats.CHOICES, rng)
-        found = [(first,)]
+        found = [[first]]
         while len(found) < self.tries:  # attentive sampling (Wang et al. 2021): candidates of like cost
             arch = spaces.sample(nats.CHOICES, rng)
             if abs(weight(arch) - weight(first)) <= 3:
-                found.append((arch,))
+                found.append([arch])
         return found
 
 
@@ -189,8 +199,6 @@ def run(args):
     way = BASE | WAYS[args.way]
     trained = Path(args.out) / f"{args.way.replace(' ', '_').replace(',', '')}_s{args.seed}.pt"
     out = trained.with_suffix(".final.jsonl" if args.final else ".jsonl")
-    if out.exists():
-        return print(f"{out}: already there")
     truth = read_truth(args.truth)
     archs = list(truth)[args.archs :] if args.final else list(truth)[: args.archs]
     source = {"dataset": args.dataset, "val_per_class": args.val_per_class}
@@ -198,31 +206,34 @@ def run(args):
     normalise = data.Normalise(*data.channel_stats(train_split[0]), 32, "cpu")
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))  # batch statistics need mixed classes
     labels, val_chunks = labels[order], engine.normalised_chunks(val_images[order], normalise)
-    lines = []
+    lines = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    known = {tuple(line[key] for key in ("epoch", "weights", "bn_images")) for line in lines}
+    facts = {"precision": args.precision, **runtime.environment(torch.device("cpu"))}
 
     def report(epoch, final, nets):
         for name, net in nets.items():
             for n in args.bn_images if final and name == "last" else args.bn_images[:1]:
+                if (epoch, name, n) in known or (args.final and not final):
+                    continue
                 start = time.perf_counter()
                 images, bn_labels = next(data.Batches(train_split, normalise, n or 2000, args.seed).epoch(0))
                 found = scores(copy.deepcopy(net), archs, engine.chunks_of(images), bn_labels, val_chunks, labels, n > 0)
-                line = {"way": args.way, "seed": args.seed, "epoch": epoch, "weights": name, "bn_images": n}
-                lines.append({**line, "scores": found})
+                line = {"way": args.way, "seed": args.seed, "epoch": epoch, "weights": name, "bn_images": n, "scores": found}
+                lines.append({**line, "settings": way, **facts})
                 accuracies, all_taus = [found[a][0] for a in archs], ", ".join(f"{tau:.3f}" for tau in taus(found, truth))
-                facts = f"accuracy {np.mean(accuracies):.2f} +- {np.std(accuracies):.2f}, {time.perf_counter() - start:.0f} s"
-                print(f"epoch {epoch} {name} bn {n}: tau {all_taus}; {facts}", flush=True)
+                spread = f"accuracy {np.mean(accuracies):.2f} +- {np.std(accuracies):.2f}, {time.perf_counter() - start:.0f} s"
+                print(f"epoch {epoch} {name} bn {n}: tau {all_taus}; {spread}", flush=True)
 
-    if args.final:
+    if trained.exists():
         saved = runtime.load_checkpoint(trained, "super-net")
         net, way = spaces.supernet("nats", 10, way["channels"], way["cells"]), {key: saved[key] for key in (*way, "epochs")}
         net.load_state_dict(saved["net"])
         report(way["epochs"], True, {"last": net})
     else:
         net = train(args, way, train_split, report)
-        out.parent.mkdir(parents=True, exist_ok=True)
+        trained.parent.mkdir(parents=True, exist_ok=True)
         runtime.save(str(trained), {"kind": "super-net", "net": net.state_dict(), **way})
-    facts = {"settings": way, "precision": args.precision, **runtime.environment(torch.device("cpu"))}
-    runtime.write(out, "".join(json.dumps(line | facts) + "\n" for line in lines))
+    runtime.write(out, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def read_truth(path):
@@ -235,7 +246,7 @@ def read_truth(path):
 def parse_args():
     parser = runtime.Parser(__doc__)
     parser.add_argument("way", nargs="?", choices=WAYS, help="what differs from uniform sampling with the paper's schedule")
-    parser.add_argument("--final", action="store_true", help="score a trained super-net on other architectures and images")
+    parser.add_argument("--final", action="store_true", help="score on the other architectures and on the test images")
     parser.add_argument("--table", nargs="+", metavar="FILE", help="files of finished super-nets")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and paths")
     parser.add_argument("--epochs", type=int, default=20, help="of uniform sampling; other ways have as many as cost the same")
