@@ -248,6 +248,7 @@ def parse_args():
     parser.add_argument("way", nargs="?", choices=WAYS, help="what differs from uniform sampling with the paper's schedule")
     parser.add_argument("--final", action="store_true", help="score on the other architectures and on the test images")
     parser.add_argument("--table", nargs="+", metavar="FILE", help="files of finished super-nets")
+    parser.add_argument("--plot", metavar="PNG", help="with --table: a picture of it (needs matplotlib)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and paths")
     parser.add_argument("--epochs", type=int, default=20, help="of uniform sampling; other ways have as many as cost the same")
     parser.add_argument("--score-at", type=int, nargs="*", default=[], metavar="E", help="epochs to score at, besides the last")
@@ -281,18 +282,53 @@ def table(args):
         for line in lines:
             groups[line["way"], line["epoch"], line["weights"], line["bn_images"]][line["seed"]] = line["scores"]
     parsed = {text: nats.from_string(text) for text in next(iter(next(iter(groups.values())).values()))}
-    trivial = {text: {"parameters": weight(arch), **nats.trivial_scores(arch)} for text, arch in parsed.items()}
-    for name in next(iter(trivial.values())):
-        tau = kendall_tau([trivial[text][name] for text in parsed], [truth[text] for text in parsed])
+    counts = {text: {"parameters": weight(arch), **nats.trivial_scores(arch)} for text, arch in parsed.items()}
+    trivial = {
+        name: kendall_tau([counts[text][name] for text in parsed], [truth[text] for text in parsed])
+        for name in next(iter(counts.values()))
+    }
+    for name, tau in trivial.items():
         print(f"{name}: {tau:.3f}")
     print("way, epoch, weights, BN images (seeds): tau of accuracy; loss; own classifier; its error; ...")
-    for key, seeds in sorted(groups.items()):
-        rows = [taus(found, truth) for found in seeds.values()]
-        cells = [
-            f"{np.mean(row):.3f}" + (f" +- {np.std(row, ddof=1):.3f}" if len(row) > 1 else "")
-            for row in zip(*rows, strict=True)
-        ]
-        print(f"{', '.join(map(str, key))} ({len(seeds)}): {'; '.join(cells)}")
+    rows = {key: np.array([taus(found, truth) for found in seeds.values()]) for key, seeds in sorted(groups.items())}
+    for key, values in rows.items():
+        cells = [f"{np.mean(x):.3f}" + (f" +- {np.std(x, ddof=1):.3f}" if len(x) > 1 else "") for x in values.T]
+        print(f"{', '.join(map(str, key))} ({len(values)}): {'; '.join(cells)}")
+    if args.plot:
+        plot(rows, trivial, args.plot)
+
+
+def plot(rows, trivial, path):
+    """Tau of each way, and that of `uniform` over epochs and over batch-norm images. A dot is a super-net. Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    last = {way: max(epoch for name, epoch, *_ in rows if name == way) for way, *_ in rows}
+    panels = {"way": {}, "epochs of uniform": {}, "BN images of uniform": {}}
+    for (way, epoch, weights, bn_images), values in rows.items():
+        if weights == "last" and bn_images == 2000:
+            if epoch == last[way]:
+                panels["way"][f"{way} ({epoch} epochs)"] = values
+            if way == "uniform":
+                panels["epochs of uniform"][epoch] = values
+        if way == "uniform" and weights == "last" and epoch == last[way] and bn_images:
+            panels["BN images of uniform"][bn_images] = values
+    panels["way"] = dict(sorted(panels["way"].items(), key=lambda item: item[1][:, 0].mean()))
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
+    for axes, (title, groups) in zip(figure.subplots(1, 3, width_ratios=(2, 1, 1)), panels.items(), strict=True):
+        for column, label in ((0, "accuracy of the path"), (3, "squared error of a classifier of its own")):
+            points = [(place, tau) for place, values in enumerate(groups.values()) for tau in values[:, column]]
+            place, tau = np.array(points).T
+            axes.plot(*((tau, place) if title == "way" else (place, tau)), "o", alpha=0.6, label=label)
+        for style, (name, value) in zip((":", "--", "-."), trivial.items(), strict=True):
+            line = axes.axvline if title == "way" else axes.axhline
+            line(value, color="grey", linestyle=style, linewidth=1, label=f"counting: {name}")
+        set_ticks = axes.set_yticks if title == "way" else axes.set_xticks
+        set_ticks(range(len(groups)), groups)
+        (axes.set_ylabel if title == "way" else axes.set_xlabel)(title)
+        (axes.set_xlabel if title == "way" else axes.set_ylabel)("Kendall's tau with published accuracies")
+        (axes.set_xlim if title == "way" else axes.set_ylim)(0, 0.8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize="small")
+    figure.savefig(path, dpi=120)
 
 
 def taus(found, truth):
