@@ -53,6 +53,8 @@ def parse_args(argv=None):
     group.add_argument("--plot", metavar="PNG", help="with --tabulate: heat map of the matrix (needs matplotlib)")
     flags.add_run(parser, out="runs/rank_transfer", seeds=True)
     args = parser.parse_args(argv)
+    if args.plot and not args.tabulate:
+        raise runtime.UserError("--plot draws the matrix of --tabulate: name its files, too")
     if args.supernet is not None and len(args.seeds) > 1:
         raise runtime.UserError("with --supernet, give --seeds one seed: it chooses the BN images, as search.py's --seed does")
     args.datasets = args.datasets or PAPER
@@ -80,9 +82,9 @@ def architectures(args, space):
     if space is not nats and (kind == "mmacs" or args.connected or args.distinct):
         raise ValueError("--archs mmacs:M, --connected and --distinct are only for the nats space")
     if number.isdecimal() and kind in ("mmacs", "random"):
-        archs = at_random(space, int(number)) if kind == "random" else of_mmacs(nats, int(number))
+        archs = at_random(space, int(number)) if kind == "random" else of_mmacs(int(number))
     else:
-        what = f"a file with one architecture of --space {args.space} per line"
+        what = f"a file with one architecture of {space.__name__.rpartition('.')[2]} per line"
         with runtime.reading(args.archs, what), open(args.archs) as file:
             archs = list(dict.fromkeys(space.from_string(line) for line in file if line.strip()))
     archs = [arch for arch in archs if nats.longest_path(arch) >= 0] if args.connected else archs
@@ -92,12 +94,12 @@ def architectures(args, space):
     return archs
 
 
-def of_mmacs(space, mmacs):
+def of_mmacs(mmacs):
     """All nats architectures whose MACs at the paper's width and depth, for 10 classes, round to `mmacs` million."""
-    macs = spaces.macs_counter(space.Network(10, **space.DEFAULTS))
+    macs = spaces.macs_counter(nats.Network(10, **nats.DEFAULTS))
     # Each edge's operation plus a sixth of the fixed cost (stem, reductions, classifier), so that six shares add up.
-    share = [macs((gene,) * 6) / 6 for gene in range(len(space.OPERATIONS))]
-    archs = itertools.product(*map(range, space.CHOICES))
+    share = [macs((gene,) * 6) / 6 for gene in range(len(nats.OPERATIONS))]
+    archs = itertools.product(*map(range, nats.CHOICES))
     return [arch for arch in archs if round(sum(share[gene] for gene in arch) / 1e6) == mmacs]
 
 

@@ -26,7 +26,7 @@ SETTING = {  # flag: the paper's value, type, help
     "space": ("nats", str, "search space of the super-nets"),
     "image_size": (32, flags.image_size, "side of the images in pixels"),
     "channels": (None, flags.width, "width of the first stage (default: the space's)"),
-    "cells": (None, flags.positive_int, "cells, as in train_supernet.py (default: the space's); in Table 1 always 5 if given"),
+    "cells": (None, flags.positive_int, "as in train_supernet.py (default: the space's); if given, Table 1's nets have 5"),
     "source_epochs": (600, flags.positive_int, "epochs of the source's super-net"),
     "adapt_epochs": (200, flags.positive_int, "epochs of P1 and P2"),
     "target_epochs": (600, flags.positive_int, "epochs of the target's super-net (P3)"),
@@ -69,8 +69,8 @@ def parse_args(argv=None):
     add("--data-root", help="where CIFAR is kept or downloaded to (default: data)")
     add("--out", help="folder of all runs (default: runs/SCALE)")
     add("--gpus", type=gpus, metavar="0,1,...", help="GPUs that runs are handed out to")
-    add("--cuda-graphs", action="store_true", help="train sub-nets in CUDA graphs, faster than cost estimates")
-    add("--jobs", type=flags.positive_int, default=1, help="runs at a time, on each GPU if given")
+    add("--cuda-graphs", action="store_true", help="train sub-nets in CUDA graphs; `cost` does not count on the gain")
+    add("--jobs", type=flags.positive_int, default=1, help="runs at a time; with --gpus, on each GPU")
     text = "run the I-th of N independent parts; runs that share a source super-net stay together"
     add("--shard", type=shard, default="1/1", metavar="I/N", help=text)
     args = parser.parse_intermixed_args(argv)
@@ -147,7 +147,8 @@ def main(args):
     if args.command in ("quick", "report"):
         changed = {name: value for name, (default, *_) in SETTING.items() if (value := getattr(args, name)) != default}
         with runtime.reading(args.out, "a folder of finished runs"):
-            print(report.write(plan, tables, args.out, args.scale, changed))
+            text = report.write(plan, tables, args.out, args.scale, changed)
+        print(text)
 
 
 if __name__ == "__main__":

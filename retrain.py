@@ -32,7 +32,7 @@ def parse_args(argv=None):
     group.add_argument("--cuda-graphs", action="store_true", help="on a GPU: the same result, several times as fast")
     flags.add_run(parser, out="runs/retrain")
     args = parser.parse_args(argv)
-    if args.arch.endswith(".json") or os.path.exists(args.arch):
+    if args.arch.endswith(".json") or os.path.isfile(args.arch):
         args.arch = searched_arch(args)
     with runtime.user_errors():
         args.space, genes = spaces.parse(args.arch)
@@ -104,16 +104,16 @@ def main(args):
     share = slice(runtime.rank(), None, runtime.world())
     chunks = engine.normalised_chunks(images[share], batches.normalise)
     per_class = labels.bincount(minlength=num_classes)
-    adjust = partial(losses.adjust_logits, counts=counts)  # not for BS and LDAM-DRW, which know the counts
     correct = runtime.sum_over_ranks(engine.correct_by_class(net, chunks, labels[share]))
-    adjusted = runtime.sum_over_ranks(engine.correct_by_class(net, chunks, labels[share], adjust=adjust))
+    found = {"accuracy": engine.accuracies(correct, per_class, counts), "adjusted": None}
+    if args.loss in ("CE", "CE-DRW"):  # BS and LDAM-DRW know the class sizes already
+        adjust = partial(losses.adjust_logits, counts=counts)
+        adjusted = runtime.sum_over_ranks(engine.correct_by_class(net, chunks, labels[share], adjust=adjust))
+        found["adjusted"] = engine.accuracies(adjusted, per_class, counts)
     if runtime.rank() == 0:
         runtime.save(run.path("model.pt"), {"kind": "sub-net", **facts, "loss": args.loss, "net": net.state_dict()})
-    run.finish({
-        **facts, "accuracy": engine.accuracies(correct, per_class, counts),
-        "adjusted": engine.accuracies(adjusted, per_class, counts) if args.loss in ("CE", "CE-DRW") else None,
-        "per_class": (100 * correct.double() / per_class).tolist(), "seconds": run.seconds,
-    })  # fmt: skip
+    per_class = (100 * correct.double() / per_class).tolist()
+    run.finish({**facts, **found, "per_class": per_class, "seconds": run.seconds})
 
 
 if __name__ == "__main__":

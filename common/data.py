@@ -29,8 +29,8 @@ def long_tail_counts(sizes, ratio):
     if not ratio >= 1:
         raise ValueError(f"the imbalance ratio must be at least 1, not {ratio:g}")
     last = max(len(sizes) - 1, 1)
-    # One power, not mu ** c: a rounded mu would turn the 10.0 of 500 images at 50x into 9.
-    return [min(n, max(1, int(n * (1 / ratio) ** (c / last)))) for c, n in enumerate(sizes)]
+    # A division, not mu ** c: a rounded mu would turn the 10.0 of 500 images at 50x into 9.
+    return [min(n, max(1, int(n / ratio ** (c / last)))) for c, n in enumerate(sizes)]
 
 
 def long_tail_indices(labels, ratio, seed):

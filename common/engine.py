@@ -141,8 +141,8 @@ def recalibrate(net, chunks, *arch):
     net.train()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
             module.momentum, module.track_running_stats = None, True  # None: a plain average
+            module.reset_running_stats()
     for images in chunks:
         net.features(images, *arch)
 

@@ -49,7 +49,7 @@ def image_size(text):
 def add_run(parser, out, seeds=False):
     """seeds: take several seeds, --seeds, instead of one."""
     add = parser.add_argument_group("run").add_argument
-    add("--out", default=out, help="run folder; the same command again resumes it")
+    add("--out", default=out, help="run folder, on a disk that all nodes share; the same command again resumes it")
     if seeds:
         add("--seeds", type=seed, nargs="+", default=[0], metavar="S", help="seeds of weights and batches")
     else:
@@ -91,19 +91,19 @@ def training_data(args, device, paths=1):
         normalise = data.Normalise(*data.channel_stats(train[0]), args.image_size, device)
         batches = data.Batches(train, normalise, args.batch_size, args.seed, rank(), world())
         counts = train[1].bincount()
-        weights = drw.class_weights(counts, args.beta).to(device)
+        weights = drw.class_weights(counts, args.beta)
     share = len(batches.labels) // (len(batches) * world() * paths)
     if not share:
         raise UserError(f"{paths} paths cannot share a batch of {args.batch_size // world()} images: raise --batch-size")
     if world() > 1 and share < 32:
-        print0(f"each rank's batch norm sees only {share} images per step: raise --batch-size, or use fewer ranks")
+        print0(f"batch norm sees only {share} images of a path at a time: raise --batch-size, or use fewer ranks")
     return batches, counts, weights
 
 
 def add_sampling(group):
     text = (
-        "uniform: one path per step. The others: as many paths as an edge has operations share the batch. strict: each "
-        "operation once. convolutions: convolutions three times as often as other operations"
+        "uniform: one path per step. The others: as many paths as the largest gene has values share the batch. strict: "
+        "each value of a gene equally often. convolutions: convolutions three times as often as other operations"
     )
     group.add_argument("--sampling", choices=spaces.SAMPLINGS, default="uniform", help=text)
 
@@ -167,6 +167,6 @@ def fill_schedule(args, stage):
 def add_scoring(group):
     text = "training images from which BN statistics are rebuilt"
     group.add_argument("--bn-images", type=positive_int, default=2000, help=text)
-    text = "score a path by the variance of the labels, in %%, that a linear classifier of its own explains, fitted to its"
-    text += " features of the BN images, of which long-tailed data need many; not by its accuracy (Eq. 2)"
+    text = "score a path not by its accuracy (Eq. 2) but by the variance of the labels, in %%, that a linear classifier"
+    text += " explains which is fitted to its features of the BN images; long-tailed data need many --bn-images"
     group.add_argument("--own-classifier", action="store_true", help=text)

@@ -11,7 +11,7 @@ from torch import nn
 from .fast import AvgPool3x3, BatchNorm2d
 
 
-def relu_conv_bn(c_in, c_out, kernel, stride=1, affine=True):
+def relu_conv_bn(c_in, c_out, kernel, stride, affine):
     """(B, c_in, H, W) -> (B, c_out, H / stride, W / stride)."""
     conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(nn.ReLU(), conv, BatchNorm2d(c_out, affine=affine))
@@ -39,7 +39,7 @@ class FactorizedReduce(nn.Module):
     the shifted image corrupt the heap in the backward pass on a CPU with two threads (PyTorch 2.14.1).
     """
 
-    def __init__(self, c_in, c_out, affine=True):
+    def __init__(self, c_in, c_out, affine):
         super().__init__()
         self.conv_even = nn.Conv2d(c_in, c_out // 2, 1, bias=False)
         self.conv_odd = nn.Conv2d(c_in, c_out - c_out // 2, 1, bias=False)

@@ -74,8 +74,8 @@ BASELINES = {
     },
 }
 
-# Table 1's architectures were not published. These DARTS cells, drawn uniformly, have its multiply-accumulates within 1 % in
-# 20 cells. A4 is 24 channels wide: at 36, even the lightest cells, of nothing but pooling, have 227 M.
+# Table 1's architectures were not published. These DARTS cells were drawn uniformly; networks of 20 of them match its
+# multiply-accumulates within 1 %. A4 is 24 channels wide: at 36, even the lightest cells, of nothing but pooling, have 227 M.
 ARCHITECTURES = {
     "A1": "|dil_conv_3x3~0|sep_conv_3x3~1|+|skip_connect~0|dil_conv_3x3~1|+"
     "|skip_connect~0|max_pool_3x3~3|+|dil_conv_5x5~0|dil_conv_3x3~2|//"

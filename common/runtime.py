@@ -34,8 +34,8 @@ class Parser(argparse.ArgumentParser):
             hidden = action.default is None or isinstance(action.default, bool)
             return action.help if hidden else super()._get_help_string(action)
 
-    def __init__(self, doc, **kwargs):
-        super().__init__(description=doc, formatter_class=self.HelpFormatter, allow_abbrev=False, **kwargs)
+    def __init__(self, doc):
+        super().__init__(description=doc, formatter_class=self.HelpFormatter, allow_abbrev=False)
 
     def error(self, message):
         raise UserError(message)
@@ -55,15 +55,15 @@ def reading(path, what):
     """Turns whatever goes wrong in the block, which reads a file, into a UserError that says what the file should have been."""
     try:
         yield
-    except FileNotFoundError:
-        raise UserError(f"there is no file '{path}'") from None
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file '{error.filename or path}'") from None
     except Exception as error:  # a file cut short, a picture, a folder, a pickle, other keys: each raises its own type
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"'{path}' is not {what}, or is damaged: {reason}") from None
 
 
 def launch(parse_args, main):
-    """Runs a script and exits: with 2 and one line on stderr for a UserError, with 1 and one line for an OSError.
+    """Runs a script and exits: with 2 and one line on stderr for a UserError, with 1 and one line for a full disk or memory.
 
     SIGTERM and SIGINT end it at once with 143 and 130.
     """
@@ -80,7 +80,7 @@ def launch(parse_args, main):
         status = end.code
     except UserError as error:
         status, message = 2, error
-    except OSError as error:
+    except (OSError, torch.OutOfMemoryError) as error:
         message = error
     except Exception as error:
         if dist.is_initialized() and "peer" in str(error):

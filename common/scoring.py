@@ -45,7 +45,7 @@ def scorer(net, train, val, bn_images, seed, own_classifier=False):
     # Augmented as in training: plain images have no black borders, which changes the statistics and worsens the ranking.
     images, labels = Batches(train, normalise, bn_images, seed).first(bn_images)
     bn_chunks, val_chunks = engine.chunks_of(images), engine.normalised_chunks(val[0], normalise)
-    class_weights = drw.class_weights(train[1].bincount()).to(images.device)
+    class_weights = drw.class_weights(train[1].bincount())
 
     @torch.inference_mode()
     @engine.no_tf32()

@@ -79,8 +79,8 @@ class Network(nn.Module):
 
     channels: C, width of the first stage; all widths are rounded up to even ones. cells: blocks of a stage, twice as many in
     the third. With fewer than 4, the last genes of a stage are not read, and with more they are read again. LIGHTEST is exact
-    for at most 4 and at least 10 channels, and elsewhere close. A sub-net's parameters have the names of the same blocks
-    in the super-net.
+    with at most 4 cells and at least 10 channels; otherwise it is close. A sub-net's parameters have the names of the same
+    blocks in the super-net.
     """
 
     def __init__(self, num_classes, channels=DEFAULTS["channels"], cells=DEFAULTS["cells"], arch=None):

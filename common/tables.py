@@ -45,7 +45,7 @@ def read(files):
         for number, line in lines[is_csv:]:
             try:
                 entries = _csv_entries(header, line) if is_csv else _json_entries(line)
-                # NaN is refused, too. Below 0 is what a classifier of `--own-classifier` reaches that explains nothing.
+                # NaN fails this test, too. A score of `--own-classifier` is negative if predicting the mean is better.
                 if not all(-math.inf < accuracy <= 100 for *_, accuracy in entries):
                     raise ValueError
             except Exception:  # JSON of another form raises many types
@@ -119,8 +119,8 @@ def compare(units):
         x, y = mean_over_seeds(seeds), mean_over_seeds(other_seeds)
         tau, low, high = interval(lambda k, x=x, y=y: kendall_tau(x[k], y[k]), n)
         cell = {"n": n, "tau": tau, "low": low, "high": high, "tau_single": single(np.arange(n))}
-        fixed = [parameters[arch][None] for arch in archs] if parameters else np.zeros(n)  # explains nothing
-        cell["tau_given_parameters"] = partial_tau(x, y, fixed)
+        fixed = [parameters[arch][None] for arch in archs] if parameters else None
+        cell["tau_given_parameters"] = partial_tau(x, y, fixed) if parameters else np.nan
         for i, j, lost in ((one, other, regret(x, y)), (other, one, regret(y, x))):
             cells[i, j] = {**cell, "regret": np.nan if i in computed else lost}
         if one == other and len(seeds) > 1:

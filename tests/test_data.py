@@ -39,6 +39,7 @@ def test_a_ratio_below_one_is_refused(ratio):
 
 def test_a_single_class_and_unequal_classes():
     assert data.long_tail_counts([7], 100) == [7]
+    assert data.long_tail_counts([4900] * 10, 49)[-1] == 100  # 4900 * (1 / 49) is 99.99...
     assert data.long_tail_counts([100, 50, 3], 1) == [100, 50, 3]
     assert data.long_tail_counts([100, 50, 3], 100) == [100, 5, 1]
 

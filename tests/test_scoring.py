@@ -17,6 +17,7 @@ def test_recalibration_makes_eval_agree_with_batch_statistics():
         net.eval()
         torch.testing.assert_close(net(images, ALL_CONV), expected, rtol=1e-2, atol=1e-2)  # biased or unbiased variance
         engine.recalibrate(net, [images * 3 + 1, images], ALL_CONV)  # no trace of what was there before
+        engine.use_batch_statistics(net)
         engine.recalibrate(net, [images], ALL_CONV)
         net.eval()
         torch.testing.assert_close(net(images, ALL_CONV), expected, rtol=1e-2, atol=1e-2)

@@ -228,7 +228,11 @@ def test_retrain_refuses_to_train_on_the_images_that_chose_its_architecture(imag
     stage(*call, "--val-per-class", 5)
 
 
-def test_describe_needs_no_data(capsys):
+def test_describe_needs_no_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("resnet32").mkdir()  # no result.json of a search
+    stage("retrain", "--describe", "--arch", "resnet32", "--dataset", "cifar100")
+    capsys.readouterr()
     stage("retrain", "--describe", "--arch", ARCH, "--dataset", "cifar100")
     found = json.loads(capsys.readouterr().out)
     assert found.keys() == {"arch", "params", "mmacs"} and found["arch"] == ARCH

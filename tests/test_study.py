@@ -83,6 +83,18 @@ def test_both_claims_against_scipy(name, monkeypatch):
     assert rows["regret of a random architecture"][0] == pytest.approx(truth.max() - truth.mean())
 
 
+def test_an_unfinished_study_compares_super_nets_of_the_same_seeds(monkeypatch):
+    monkeypatch.setattr(tables, "interval", partial(tables.interval, resamples=5))
+    missing = [("P3", 0), ("P1, every 4", 4), ("P3, CE", 0)]
+    kept = [line for line in lines() if (line["method"], line["seed"]) not in missing]
+    archs = ARCHS[study.SETS["B"]]
+    some = {quantity: value for quantity, value, *_ in study.decide(kept, archs)}
+    same = [line for line in lines() if line["method"] in study.SETTINGS or line["seed"] > 0]
+    every = {quantity: value for quantity, value, *_ in study.decide(same, archs)}
+    assert some.keys() == {quantity for quantity in every if "P1, every 4" not in quantity}
+    np.testing.assert_equal(list(some.values()), [every[quantity] for quantity in some])
+
+
 def test_settings_come_first_and_variants_last(tmp_path):
     flags = ["--scale", "study", "--source", "synthetic100", "--target", "synthetic10", "--seeds", "2", "--out", str(tmp_path)]
     plan, _ = make_plan(reproduce.parse_args(["list", "study", *flags]))

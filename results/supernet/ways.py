@@ -33,19 +33,10 @@ WAYS = {
     "no decay": {"decay": "none"},
     "cosine": {"decay": "cosine"},
     "no weight decay": {"weight_decay": 0.0},
-    "distinct": {"sampling": "distinct"},
-    "by weights": {"sampling": "by weights"},
-    "by weights, shared batch": {"sampling": "by weights, shared batch"},
-    "convolutions 2, shared batch": {"sampling": "convolutions 2, shared batch"},
-    "convolutions 3, shared batch": {"sampling": "convolutions 3, shared batch"},
+    "6 channels, 2 cells": {"channels": 6, "cells": 2},
     "convolutions 3, shared batch, cosine": {"sampling": "convolutions 3, shared batch", "decay": "cosine"},
-    "strict": {"sampling": "strict"},
-    "strict, shared batch": {"sampling": "strict, shared batch"},
     "by weights, shared batch, cosine": {"sampling": "by weights, shared batch", "decay": "cosine"},
     "by weights, shared batch, 2 cells": {"sampling": "by weights, shared batch", "channels": 6, "cells": 2},
-    "best:3": {"sampling": "best:3"},
-    "worst:3": {"sampling": "worst:3"},
-    "6 channels, 2 cells": {"channels": 6, "cells": 2},
 }
 FLAGS = {  # sampling: what --sampling of train_supernet.py calls it
     "strict": "strict",
@@ -57,6 +48,7 @@ SHARES = {  # sampling: (shares of none, skip, 1x1, 3x3 and pool, paths per step
     "by weights, shared batch": ((12, 14, 24, 36, 14), 5),
     "convolutions 2, shared batch": ((1, 1, 2, 2, 1), 5),
 }
+WAYS |= {name: {"sampling": name} for name in (*FLAGS, *SHARES, "distinct", "best:3", "worst:3")}
 
 
 class Sampling:
