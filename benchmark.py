@@ -6,8 +6,8 @@
     OMP_NUM_THREADS=1 torchrun --nproc_per_node=2 benchmark.py   # what a second process gains
 
 Every round measures everything once, so that a machine that slows down slows everything down. Under torchrun only the
-super-net step is measured: on all ranks together first, then on rank 0 alone. A line gives the median over rounds, the range, and the ratio to the first line. The plain
-super-net step is in fp32 and NCHW memory, with PyTorch's own batch norm and pooling.
+super-net step is measured: on all ranks together first, then on rank 0 alone. A line gives the median over rounds, the range,
+and the ratio to the first line. The plain super-net step is in fp32 and NCHW memory, with PyTorch's own batch norm and pooling.
 """
 
 import json
