@@ -147,7 +147,7 @@ def train(args, way, train_split, report):
         optimizer.param_groups[0]["lr"] = rate
         engine.use_batch_statistics(net)
         metrics = engine.train_epoch(
-            net, batches, epoch, optimizer, torch.ones(10), paths=paths, loss=loss, precision=args.precision
+            net, batches, epoch, optimizer, torch.ones(10), paths=paths, loss=loss, precision=way["precision"]
         )
         metrics["loss"] /= sampling.copies
         print(f"epoch {epoch}/{epochs}  {metrics}  {time.perf_counter() - start:.1f} s", flush=True)
@@ -188,7 +188,7 @@ def scores(net, archs, bn_chunks, bn_labels, val_chunks, labels, recalibrate):
 
 
 def run(args):
-    way = BASE | WAYS[args.way]
+    way = {**BASE, "precision": args.precision, **WAYS[args.way]}
     trained = Path(args.out) / f"{args.way.replace(' ', '_').replace(',', '')}_s{args.seed}.pt"
     out = trained.with_suffix(".final.jsonl" if args.final else ".jsonl")
     truth = read_truth(args.truth)
@@ -200,7 +200,7 @@ def run(args):
     labels, val_chunks = labels[order], engine.normalised_chunks(val_images[order], normalise)
     lines = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     known = {tuple(line[key] for key in ("epoch", "weights", "bn_images")) for line in lines}
-    facts = {"precision": args.precision, **runtime.environment(torch.device("cpu"))}
+    facts = runtime.environment(torch.device("cpu"))
 
     def report(epoch, final, nets):
         for name, net in nets.items():
