@@ -266,7 +266,7 @@ def main(args):
 
 
 def table(args):
-    """Prints mean and standard deviation over seeds of four taus of every way."""
+    """Prints mean and standard deviation over seeds of the `taus` of every way."""
     truth, groups = read_truth(args.truth), defaultdict(dict)
     for path in args.table:
         with runtime.reading(path, "a file of this script"), open(path) as file:
@@ -275,13 +275,13 @@ def table(args):
             groups[line["way"], line["epoch"], line["weights"], line["bn_images"]][line["seed"]] = line["scores"]
     parsed = {text: nats.from_string(text) for text in next(iter(next(iter(groups.values())).values()))}
     counts = {text: {"parameters": weight(arch), **nats.trivial_scores(arch)} for text, arch in parsed.items()}
-    trivial = {
-        name: kendall_tau([counts[text][name] for text in parsed], [truth[text] for text in parsed])
-        for name in next(iter(counts.values()))
-    }
-    for name, tau in trivial.items():
-        print(f"{name}: {tau:.3f}")
-    print("way, epoch, weights, BN images (seeds): tau of accuracy; loss; own classifier; its error; ...")
+    y, trivial = np.array([truth[text] for text in parsed]), {}
+    half = y >= np.median(y)
+    for name in next(iter(counts.values())):
+        x = np.array([counts[text][name] for text in parsed])
+        trivial[name] = kendall_tau(x, y)
+        print(f"{name}: {trivial[name]:.3f}; better half {kendall_tau(x[half], y[half]):.3f}")
+    print(f"way, epoch, weights, BN images (seeds): {' '.join(taus.__doc__.split())}")
     rows = {key: np.array([taus(found, truth) for found in seeds.values()]) for key, seeds in sorted(groups.items())}
     for key, values in rows.items():
         cells = [f"{np.mean(x):.3f}" + (f" +- {np.std(x, ddof=1):.3f}" if len(x) > 1 else "") for x in values.T]
@@ -324,13 +324,23 @@ def plot(rows, trivial, path):
 
 
 def taus(found, truth):
-    """Tau of the four `scores`; of the first and the last, tau in the better half and partial tau given the parameters."""
+    """Tau of the four `scores`. Then of the first and the last: tau in the better half, partial tau given the parameters, and
+    tau of the mean rank with live convolutions, of all and in the better half.
+    """
     accuracy, loss, own, error = np.array([values for values in found.values()]).T
-    y, parameters = np.array([(truth[text], weight(nats.from_string(text))) for text in found]).T
+    archs, y = [nats.from_string(text) for text in found], np.array([truth[text] for text in found])
+    parameters = np.array([weight(arch) for arch in archs])
+    live = np.array([nats.trivial_scores(arch)["live convolutions"] for arch in archs])
     half = y >= np.median(y)
+
+    def rank(x):  # equal values share their mean rank
+        return (x[:, None] > x).sum(1) + (x[:, None] == x).sum(1) / 2
+
     results = [kendall_tau(x, y) for x in (accuracy, -loss, own, -error)]
     for x in (accuracy, -error):
+        both = rank(x) + rank(live)
         results += [kendall_tau(x[half], y[half]), tables.partial_tau(x, y, parameters)]
+        results += [kendall_tau(both, y), kendall_tau(both[half], y[half])]
     return results
 
 
