@@ -36,18 +36,19 @@ TEXTURES = {  # (u, v) as above; textures turn and scale with the object -> brig
 CHUNK = 500  # images painted at a time, few enough to stay in the CPU's caches
 
 
-def paint(classes, split, size=32, seed=0):
-    """A split in the sizes of CIFAR, 50,000 "train" or 10,000 other images: uint8 (n, size, size, 3), labels (n,).
+def pairs(classes):
+    """The classes as (shape, texture): in `synthetic10` each texture has a shape of its own, `synthetic100` has the rest."""
+    return [(s, t) for s in range(len(SHAPES)) for t in range(len(TEXTURES)) if (s == t) == (classes == 10)]
 
-    The 10 classes of `synthetic10` pair each texture with a shape of its own. `synthetic100` has the other 100 pairs.
-    """
-    pairs = [(s, t) for s in range(len(SHAPES)) for t in range(len(TEXTURES)) if (s == t) == (classes == 10)]
+
+def paint(classes, split, size=32, seed=0):
+    """A split in the sizes of CIFAR, 50,000 "train" or 10,000 other images: uint8 (n, size, size, 3), labels (n,)."""
     per_class = (50000 if split == "train" else 10000) // classes
     generator = torch.Generator().manual_seed(1000 * seed + 2 * classes + (split == "train"))
     shapes, textures = list(SHAPES.values()), list(TEXTURES.values())
     hues = torch.arange(10)[:, None] * 2 * torch.pi / 10 + torch.tensor([0, 2, 4]) * torch.pi / 3
     colours, chunk, images = 0.5 + 0.5 * hues.cos(), min(per_class, CHUNK), []
-    for s, t in pairs:
+    for s, t in pairs(classes):
         for _ in range(per_class // chunk):
             images.append(_paint_chunk(shapes[s], textures[t], colours[t], chunk, size, generator))
     return torch.cat(images), np.repeat(np.arange(classes), per_class)

@@ -91,6 +91,9 @@ def test_synthetic_sets_are_fixed_varied_and_share_no_class():
     hundred, labels = synthetic.paint(100, "val", 16)
     assert np.bincount(labels).tolist() == [100] * 100
     assert len(np.unique(torch.cat([ten[0], hundred]).flatten(1).numpy(), axis=0)) == 20000
+    assert not set(synthetic.pairs(10)) & set(synthetic.pairs(100)) and len(synthetic.pairs(100)) == 100
+    train, test = (synthetic.paint(10, split, 4)[0][:1000] for split in ("train", "val"))
+    assert not torch.equal(train, test)
 
 
 def test_built_in_datasets_have_any_image_size(tmp_path, monkeypatch):
@@ -183,7 +186,8 @@ def test_batches_are_even_seeded_and_shared_by_ranks():
     whole = epoch(1)
     assert [len(y) for _, y in whole] == [21, 20, 20, 20, 20]
     assert all(torch.equal(a[0], b[0]) for a, b in zip(whole, epoch(1), strict=True))
-    assert not torch.equal(whole[0][1], epoch(2)[0][1])
+    other = next(data.Batches((pixels, labels), identity, 25, seed=4).epoch(1))
+    assert not torch.equal(whole[0][1], epoch(2)[0][1]) and not torch.equal(whole[0][1], other[1])
     for (x, y), (x0, y0), (x1, y1) in zip(whole, epoch(1, rank=0, world=2), epoch(1, rank=1, world=2), strict=True):
         assert torch.equal(x, torch.cat([x0, x1])) and torch.equal(y, torch.cat([y0, y1]))
     with pytest.raises(ValueError, match="cannot be shared"):

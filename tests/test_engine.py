@@ -96,12 +96,19 @@ def test_one_step_is_weighted_mean_sgd(archs):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5, msg=k)
 
 
-def test_gradient_is_clipped():
-    small, large = network(), network()
-    before = small.classifier.weight.clone()
-    train(small, paths=lambda step: [ALL_CONV], clip=1e-4)
-    train(large, paths=lambda step: [ALL_CONV], clip=1e9)
-    assert (small.classifier.weight - before).abs().max() < 1e-3 < (large.classifier.weight - before).abs().max()
+def test_the_norm_of_the_mean_gradient_is_clipped():
+    """Seen from one step: the sum over the batch is 20 times as long as the mean."""
+
+    def length(clip):
+        net = network()
+        before = torch.cat([p.detach().flatten() for p in net.parameters()])
+        step = torch.optim.SGD(net.parameters(), 1.0)
+        engine.train_epoch(net, batches(20), 1, step, torch.ones(4), paths=lambda step: [ALL_CONV], clip=clip)
+        return (torch.cat([p.detach().flatten() for p in net.parameters()]) - before).norm().item()
+
+    free = length(1e9)
+    assert length(0.01) == pytest.approx(0.01, rel=1e-3) and free > 0.02
+    assert length(2 * free) == free
 
 
 def test_training_leaves_running_statistics_and_learns():
@@ -154,7 +161,10 @@ def step_of_ranks(out, loss, freeze_backbone):
         freeze_backbone=freeze_backbone, clip=1e9, loss=partial(losses.LOSSES[loss], counts=split[1].bincount()),
     )  # fmt: skip
     step = torch.cat([(before[k] - p.detach()).flatten() for k, p in net.named_parameters()])
-    torch.save((step, metrics), f"{out}_{loss}_{freeze_backbone}_{runtime.rank()}")
+    norm = nn.BatchNorm2d(2)
+    norm.running_mean.fill_(runtime.rank())
+    engine.average_statistics(norm)
+    torch.save((step, metrics, norm.running_mean.tolist()), f"{out}_{loss}_{freeze_backbone}_{runtime.rank()}")
 
 
 STEPS = [(loss, frozen) for loss in ("CE", "BS", "LDAM-DRW") for frozen in (False, True)]  # P2 and P1
@@ -165,10 +175,10 @@ def test_two_ranks_take_the_step_of_one(tmp_path):
         step_of_ranks(tmp_path / "one", *step)
     two_ranks(__file__, tmp_path / "two")
     for loss, frozen in STEPS:
-        (one, metrics), *two = (torch.load(tmp_path / f"{name}_{loss}_{frozen}_{rank}") for name, rank in
+        (one, metrics, mean), *two = (torch.load(tmp_path / f"{name}_{loss}_{frozen}_{rank}") for name, rank in
                                 (("one", 0), ("two", 0), ("two", 1)))  # fmt: skip
-        for step, found in two:
-            assert found == pytest.approx(metrics, rel=1e-6)
+        for step, found, mean_of_two in two:
+            assert found == pytest.approx(metrics, rel=1e-6) and mean == [0, 0] and mean_of_two == [0.5, 0.5]
             assert (step - one).norm() <= 1e-6 * one.norm()
         assert one.abs().max() > 1e-2
 

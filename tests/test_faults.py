@@ -287,14 +287,15 @@ def test_no_test_image_is_read_before_the_report_and_no_held_out_one_is_trained_
 
 # Input from anywhere
 
+NATS = "|{}|+|none~0|none~1|+|none~0|none~1|none~2|"
 PARTS = ["|", "+", "//", "~0", "~9", "none", "nor_conv_3x3", "sep_conv_3x3", "Genotype(", "[(", "'", ")", " "]
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.one_of(st.text(), st.lists(st.sampled_from(PARTS)).map("".join)))
-def test_any_text_is_an_architecture_or_a_value_error(text):
+@given(st.one_of(st.text(), st.lists(st.sampled_from(PARTS)).map("".join)), st.sampled_from(["{}", "Genotype({})", NATS]))
+def test_any_text_is_an_architecture_or_a_value_error(text, form):
     try:
-        name, arch = spaces.parse(text)
+        name, arch = spaces.parse(form.format(text))
     except ValueError as error:
         assert str(error)
         return

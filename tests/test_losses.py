@@ -43,17 +43,6 @@ def test_a_loss_is_its_formula_in_value_and_gradient(name, counts):
         np.testing.assert_allclose(z.grad, gradient, rtol=1e-6, atol=1e-6)
 
 
-def test_balanced_softmax_is_cross_entropy_on_balanced_data_and_logit_adjusted_otherwise():
-    """Menon et al. 2021, Eq. 10 at tau = 1: logits plus log priors."""
-    logits, labels = torch.randn(20, 4), torch.arange(20) % 4
-    ce = losses.cross_entropy(logits, labels, None)
-    torch.testing.assert_close(losses.balanced_softmax(logits, labels, torch.tensor([500] * 4)), ce)
-    counts = torch.tensor([500, 100, 20, 3])
-    priors = counts / counts.sum()
-    adjusted = torch.nn.functional.cross_entropy(logits + priors.log(), labels)
-    torch.testing.assert_close(losses.balanced_softmax(logits, labels, counts), adjusted)
-
-
 def test_post_hoc_adjustment_undoes_what_balanced_softmax_learns():
     """The Bayes classifier for uniform classes divides posteriors by priors (Menon et al. 2021, Eq. 9)."""
     counts = torch.tensor([90, 9, 1])

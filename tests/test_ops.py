@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from common import fast, nats, spaces
+from common import darts, fast, nats, spaces
+from common.ops import OPS
 
 SHAPES = [(8, 16, 32, 32), (3, 5, 7, 7), (4, 3, 1, 1), (5, 64, 8, 4)]
 
@@ -104,3 +106,31 @@ def test_features_in_channels_last_are_those_of_plain_layers(name):
                     setattr(module, child_name, plain.eval())
         net.to(memory_format=torch.contiguous_format)
         torch.testing.assert_close(net.features(x, arch), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_factorized_reduce_is_two_strided_convolutions_the_second_one_pixel_further():
+    reduce, x = OPS["skip_connect"](4, 2, False).train(), torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        halves = [
+            F.conv2d(pixels, conv.weight, stride=2)
+            for conv, pixels in ((reduce.conv_even, x.relu()), (reduce.conv_odd, x.relu()[:, :, 1:, 1:]))
+        ]
+        torch.testing.assert_close(reduce(x), F.batch_norm(torch.cat(halves, 1), None, None, training=True))
+
+
+def test_a_dilated_convolution_reaches_every_second_pixel_of_what_is_positive():
+    conv, reached = OPS["dil_conv_3x3"](1, 1, False)[:2], torch.zeros(9, 9)
+    nn.init.ones_(conv[1].weight)
+    impulse = torch.zeros(1, 1, 9, 9)
+    impulse[0, 0, 4, 4] = 1
+    reached[2:7:2, 2:7:2] = 1
+    assert torch.equal(conv(impulse)[0, 0], reached) and not conv(-impulse).any()
+
+
+def test_input_0_of_a_darts_cell_is_the_cell_before_last():
+    text = "+".join(["|skip_connect~0|max_pool_3x3~1|"] * 4)
+    cell = darts.Cell(4, 4, 4, False, False, darts.from_string(f"{text}//{text}"), True).eval()
+    one, other = torch.randn(1, 4, 8, 8), torch.zeros(1, 4, 8, 8)
+    nn.init.zeros_(cell.preprocess1[1].weight)
+    with torch.no_grad():
+        assert torch.equal(cell(one, other)[:, :4], cell.preprocess0(one))

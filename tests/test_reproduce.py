@@ -129,8 +129,8 @@ def test_needs_come_first_and_seeds_one_after_the_other():
 # Running
 
 
-def stub(how, needs=(), name="a"):
-    return runner.Stage([str(STUB), how, "--out", f"runs/{name}"], needs, 0, {})
+def stub(how, needs=(), name="a", turn=0):
+    return runner.Stage([str(STUB), how, "--out", f"runs/{name}"], needs, turn, {})
 
 
 def run(stages, workers=2):
@@ -161,6 +161,11 @@ def test_needs_run_before_what_needs_them_and_workers_at_the_same_time(runs):
     """`meet` waits until two stages have begun."""
     assert not run({"c": ("ok", ["a", "b"]), "a": ("meet", []), "b": ("meet", [])})
     assert ran()[-1] == "c"
+
+
+def test_an_earlier_turn_runs_first(runs):
+    assert not runner.run({"a": stub("ok", (), "a", turn=1), "b": stub("ok", (), "b", turn=0)}, "runs", [{}])
+    assert ran() == ["b", "a"]
 
 
 def test_done_is_the_same_command_wherever_it_ran(runs):

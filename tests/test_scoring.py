@@ -98,5 +98,6 @@ def test_scoring_is_in_fp32_and_training_may_round_to_tf32(monkeypatch):
     seen, features = [], nats.Network.features
     monkeypatch.setattr(nats.Network, "features", lambda *a: seen.append(torch.backends.cudnn.allow_tf32) or features(*a))
     split = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8), torch.arange(8) % 4
-    scoring.scorer(nats.Network(4, 4, 1), split, split, 8, 0)(ALL_CONV)
-    assert seen == [False, False] and torch.backends.cudnn.allow_tf32
+    for own_classifier in (False, True):
+        scoring.scorer(nats.Network(4, 4, 1), split, split, 8, 0, own_classifier)(ALL_CONV)
+    assert len(seen) == 5 and not any(seen) and torch.backends.cudnn.allow_tf32

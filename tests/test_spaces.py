@@ -1,7 +1,5 @@
 """Architectures, and networks against the published ones."""
 
-from itertools import product
-
 import numpy as np
 import pytest
 import torch
@@ -47,14 +45,6 @@ def test_cost_is_that_of_the_published_network(space, text, num_classes, mmacs, 
     assert params is None or found == params
 
 
-def test_135_architectures_of_149_mmacs():
-    three, one = nats.OPERATIONS.index("nor_conv_3x3"), nats.OPERATIONS.index("nor_conv_1x1")
-    found = [a for a in product(range(5), repeat=6) if a.count(three) == 4 and a.count(one) == 0]
-    assert len(found) == 135  # section 3.2
-    rng = np.random.default_rng(0)
-    assert {round(cost(nats, found[i])[0], 2) for i in rng.integers(0, 135, 3)} == {149.34}
-
-
 @pytest.mark.parametrize("name", spaces.SPACES)
 def test_lightest_is_lightest(name):
     space, rng = spaces.space(name), np.random.default_rng(0)
@@ -66,26 +56,8 @@ def test_lightest_is_lightest(name):
     assert all(lightest <= macs(other) for other in others)
 
 
-def genes(space):
-    return st.tuples(*(st.integers(0, n - 1) for n in space.CHOICES))
-
-
-@given(genes(nats))
-def test_nats_string_round_trip(arch):
-    assert nats.from_string(nats.to_string(arch)) == arch
-    assert spaces.parse(nats.to_string(arch)) == ("nats", arch)
-
-
-@given(genes(shufflenet))
-def test_shufflenet_string_round_trip(arch):
-    assert shufflenet.from_string(shufflenet.to_string(arch)) == arch
-    assert spaces.parse(shufflenet.to_string(arch)) == ("shufflenet", arch)
-
-
-@given(genes(darts))
-def test_darts_string_round_trip(arch):
-    assert darts.from_string(darts.to_string(arch)) == arch
-    assert spaces.parse(darts.to_string(arch)) == ("darts", arch)
+@given(st.tuples(*(st.integers(0, n - 1) for n in darts.CHOICES)))
+def test_a_darts_node_has_two_inputs_that_come_before_it(arch):
     for cell in darts.decode(arch):
         for node, ((_, a), (_, b)) in enumerate(cell):
             assert 0 <= a < b < 2 + node
@@ -125,15 +97,6 @@ def test_a_wrong_string_is_refused_with_the_token(space, text, message):
         space.from_string(text)
 
 
-@given(st.text(), st.sampled_from([nats, darts, shufflenet]))
-def test_any_text_is_parsed_or_refused(text, space):
-    for string in (text, f"Genotype({text})", f"|{text}|+|none~0|none~1|+|none~0|none~1|none~2|"):
-        try:
-            assert len(space.from_string(string)) == len(space.CHOICES)
-        except ValueError as error:
-            assert str(error)
-
-
 @pytest.mark.parametrize("name", spaces.SPACES)
 def test_super_net_path_equals_sub_net(name):
     """With the chosen operations' weights copied, and BN using the batch, for ten random architectures."""
@@ -141,6 +104,7 @@ def test_super_net_path_equals_sub_net(name):
     torch.manual_seed(0)
     supernet = spaces.supernet(name, 10, 4, cells)
     engine.use_batch_statistics(supernet)
+    assert [k for k, p in supernet.named_parameters() if p.ndim == 1] == ["classifier.bias"]  # batch norm is not affine
     images = torch.randn(8, 3, 32, 32)
     for _ in range(10):
         arch = spaces.sample(space.CHOICES, rng)
@@ -212,7 +176,7 @@ def test_strict_paths_use_every_value_of_every_gene_equally_often(name):
     pairs = np.bincount(one * choices[1] + other, minlength=choices[0] * choices[1]) / len(one)
     assert pairs == pytest.approx(1 / (choices[0] * choices[1]), abs=0.03)
     assert len(np.unique(steps[0], axis=0)) > 1 and not np.array_equal(steps[0], steps[1])
-    assert np.array_equal(steps[7], sampler(7))
+    assert np.array_equal(steps[7], sampler(7)) and not np.array_equal(steps[7], spaces.sampler(name, 1, "strict")(7))
 
 
 @pytest.mark.parametrize("name", ["nats", "darts", "shufflenet"])

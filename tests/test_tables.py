@@ -56,6 +56,9 @@ def test_tau_is_scipys_of_mean_accuracies_over_shared_architectures(tmp_path):
     found, mean = tabulate(tmp_path / "out", *files), (one + two) / 2
     assert found["labels"] == ["P1 d 100x", "d 1x", "d 100x"] and found["commit"]
     assert found["tau"][1][2] == scipy_tau(mean, hundred) and found["tau"][0][1] == scipy_tau(inside, mean[:100])
+    resampled = [scipy.stats.kendalltau(mean[k], hundred[k]).statistic for k in rng.integers(0, 135, (400, 135))]
+    interval = found["low"][1][2], found["high"][1][2]
+    assert interval == pytest.approx(tuple(np.percentile(resampled, (2.5, 97.5))), abs=0.03)
     assert found["n"] == [[100, 100, 100], [100, 135, 135], [100, 135, 135]]
     assert np.array_equal(found["tau"], np.transpose(found["tau"])) and found["tau"][0][0] == pytest.approx(1)
 
