@@ -84,7 +84,7 @@ def architectures(args, space):
     if number.isdecimal() and kind in ("mmacs", "random"):
         archs = at_random(space, int(number)) if kind == "random" else of_mmacs(int(number))
     else:
-        what = f"a file with one architecture of {space.__name__.rpartition('.')[2]} per line"
+        what = f"a file with one architecture of the {space.__name__.rpartition('.')[2]} space per line"
         with runtime.reading(args.archs, what), open(args.archs) as file:
             archs = list(dict.fromkeys(space.from_string(line) for line in file if line.strip()))
     archs = [arch for arch in archs if nats.longest_path(arch) >= 0] if args.connected else archs

@@ -103,16 +103,16 @@ def main(args):
         ((images, labels),) = data.load(("test",), **flags.data_of(args), root=args.data_root, device=device)
     share = slice(runtime.rank(), None, runtime.world())
     chunks = engine.normalised_chunks(images[share], batches.normalise)
-    per_class = labels.bincount(minlength=num_classes)
+    test_counts = labels.bincount(minlength=num_classes)
     correct = runtime.sum_over_ranks(engine.correct_by_class(net, chunks, labels[share]))
-    found = {"accuracy": engine.accuracies(correct, per_class, counts), "adjusted": None}
+    found = {"accuracy": engine.accuracies(correct, test_counts, counts), "adjusted": None}
     if args.loss in ("CE", "CE-DRW"):  # BS and LDAM-DRW know the class sizes already
         adjust = partial(losses.adjust_logits, counts=counts)
         adjusted = runtime.sum_over_ranks(engine.correct_by_class(net, chunks, labels[share], adjust=adjust))
-        found["adjusted"] = engine.accuracies(adjusted, per_class, counts)
+        found["adjusted"] = engine.accuracies(adjusted, test_counts, counts)
     if runtime.rank() == 0:
         runtime.save(run.path("model.pt"), {"kind": "sub-net", **facts, "loss": args.loss, "net": net.state_dict()})
-    per_class = (100 * correct.double() / per_class).tolist()
+    per_class = (100 * correct.double() / test_counts).tolist()
     run.finish({**facts, **found, "per_class": per_class, "seconds": run.seconds})
 
 

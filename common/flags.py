@@ -103,7 +103,7 @@ def training_data(args, device, paths=1):
 def add_sampling(group):
     text = (
         "uniform: one path per step. The others: as many paths as the largest gene has values share the batch. strict: "
-        "each value of a gene equally often. convolutions: convolutions three times as often as other operations"
+        "each value of a gene equally often. convolutions: convolutions are three times as likely as other operations"
     )
     group.add_argument("--sampling", choices=spaces.SAMPLINGS, default="uniform", help=text)
 
@@ -167,6 +167,8 @@ def fill_schedule(args, stage):
 def add_scoring(group):
     text = "training images from which BN statistics are rebuilt"
     group.add_argument("--bn-images", type=positive_int, default=2000, help=text)
-    text = "score a path not by its accuracy (Eq. 2) but by the variance of the labels, in %%, that a linear classifier"
-    text += " explains which is fitted to its features of the BN images; long-tailed data need many --bn-images"
+    text = (
+        "instead of by its accuracy (Eq. 2), score a path by the variance of the labels, in %%, that its own linear classifier"
+    )
+    text += " explains, fitted to its features of the BN images; long-tailed data need many --bn-images"
     group.add_argument("--own-classifier", action="store_true", help=text)

@@ -63,7 +63,7 @@ def reading(path, what):
 
 
 def launch(parse_args, main):
-    """Runs a script and exits: with 2 and one line on stderr for a UserError, with 1 and one line for a full disk or memory.
+    """Runs a script and exits: with 2 and one line on stderr for a UserError, with 1 and one line for an OSError or a full GPU.
 
     SIGTERM and SIGINT end it at once with 143 and 130.
     """

@@ -119,8 +119,7 @@ def compare(units):
         x, y = mean_over_seeds(seeds), mean_over_seeds(other_seeds)
         tau, low, high = interval(lambda k, x=x, y=y: kendall_tau(x[k], y[k]), n)
         cell = {"n": n, "tau": tau, "low": low, "high": high, "tau_single": single(np.arange(n))}
-        fixed = [parameters[arch][None] for arch in archs] if parameters else None
-        cell["tau_given_parameters"] = partial_tau(x, y, fixed) if parameters else np.nan
+        cell["tau_given_parameters"] = partial_tau(x, y, [parameters[a][None] for a in archs]) if parameters else np.nan
         for i, j, lost in ((one, other, regret(x, y)), (other, one, regret(y, x))):
             cells[i, j] = {**cell, "regret": np.nan if i in computed else lost}
         if one == other and len(seeds) > 1:

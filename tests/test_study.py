@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import ROOT, stage
+from conftest import ROOT, refused, stage
 from test_reproduce import finish
 
 import reproduce
@@ -149,6 +149,9 @@ def test_what_is_not_there_yet_is_left_out(tmp_path, monkeypatch, capsys):
     text = (tmp_path / "report.md").read_text()
     assert "tau of P1 - tau of parameters" in text and "tau of P0" not in text and "small" not in text
     assert len((tmp_path / "accuracies.jsonl").read_text().splitlines()) == 5 * 96
+    lost = tmp_path / "alone_100x_s0/accuracies.jsonl"
+    lost.unlink()
+    assert refused("reproduce", *argv) == f"there is no file '{lost}'"
 
 
 def test_the_picture_names_quantities_that_the_study_has(tmp_path, monkeypatch):

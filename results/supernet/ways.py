@@ -2,7 +2,7 @@
 
     python results/supernet/ways.py uniform --seed 0               # one super-net -> runs/supernet/uniform_s0.jsonl
     python results/supernet/ways.py uniform --seed 0 --final       # on the other architectures and the test images
-    python results/supernet/ways.py --table runs/supernet/*.jsonl  # tau of each way, over the seeds that are there
+    python results/supernet/table.py runs/supernet/*.jsonl         # tau of each way, over the seeds that are there
 
 Truth: published NATS-Bench accuracies on CIFAR-10 (data/nats_bench_sample.csv), connected architectures only. Cost: the
 multiply-accumulates of `--epochs` epochs of uniform sampling with 8 channels and 1 cell per stage. A way whose step costs more
@@ -12,7 +12,6 @@ is kept beside its scores, and the same command with other options scores it fur
 
 import argparse
 import copy
-import csv
 import json
 import sys
 import time
@@ -24,8 +23,9 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from common import data, drw, engine, flags, nats, runtime, scoring, spaces, tables
-from common.kendall import kendall_tau
+from table import measures, read_truth, shown, weight
+
+from common import data, drw, engine, flags, nats, runtime, scoring, spaces
 
 BASE = {"channels": 8, "cells": 1, "lr": 0.1, "weight_decay": 2e-4, "decay": "steps", "sampling": "uniform"}
 WAYS = {
@@ -84,11 +84,6 @@ class Sampling:
             if abs(weight(arch) - weight(first)) <= 3:
                 found.append([arch])
         return found
-
-
-def weight(arch):
-    """Parameters of a cell in units of a 1x1 convolution; multiply-accumulates have the same ratios."""
-    return 9 * arch.count(3) + arch.count(2)
 
 
 class OwnBatches:
@@ -212,9 +207,9 @@ def run(args):
                 found = scores(copy.deepcopy(net), archs, engine.chunks_of(images), bn_labels, val_chunks, labels, n > 0)
                 line = {"way": args.way, "seed": args.seed, "epoch": epoch, "weights": name, "bn_images": n, "scores": found}
                 lines.append({**line, "settings": way, **facts})
-                accuracies, all_taus = [found[a][0] for a in archs], ", ".join(f"{tau:.3f}" for tau in taus(found, truth))
-                spread = f"accuracy {np.mean(accuracies):.2f} +- {np.std(accuracies):.2f}, {time.perf_counter() - start:.0f} s"
-                print(f"epoch {epoch} {name} bn {n}: tau {all_taus}; {spread}", flush=True)
+                seconds, accuracies = time.perf_counter() - start, [found[a][0] for a in archs]
+                spread = f"accuracies {np.mean(accuracies):.2f} +- {np.std(accuracies):.2f}"
+                print(f"epoch {epoch} {name} bn {n}: {shown([measures(found, truth)])}; {spread}; {seconds:.0f} s", flush=True)
 
     if trained.exists():
         saved = runtime.load_checkpoint(trained, "super-net")
@@ -228,23 +223,14 @@ def run(args):
     runtime.write(out, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def read_truth(path):
-    """{architecture string: published accuracy on CIFAR-10}, connected ones, in the order of the file."""
-    with runtime.reading(path, "a CSV file with columns arch and cifar10"), open(path) as file:
-        rows = [(row["arch"], float(row["cifar10"])) for row in csv.DictReader(file)]
-    return {text: accuracy for text, accuracy in rows if nats.longest_path(nats.from_string(text)) >= 0}
-
-
 def parse_args():
     parser = runtime.Parser(__doc__)
-    parser.add_argument("way", nargs="?", choices=WAYS, help="what differs from uniform sampling with the paper's schedule")
+    parser.add_argument("way", choices=WAYS, help="what differs from uniform sampling with the paper's schedule")
     parser.add_argument("--final", action="store_true", help="score on the other architectures and on the test images")
-    parser.add_argument("--table", nargs="+", metavar="FILE", help="files of finished super-nets")
-    parser.add_argument("--plot", metavar="PNG", help="with --table: a picture of it (needs matplotlib)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and paths")
     parser.add_argument("--epochs", type=int, default=20, help="of uniform sampling; other ways have as many as cost the same")
-    parser.add_argument("--score-at", type=int, nargs="*", default=[], metavar="E", help="epochs to score at, besides the last")
-    parser.add_argument("--average", type=float, nargs="*", default=[], metavar="D", help="decays of averaged weights")
+    parser.add_argument("--score-at", type=int, nargs="*", default=[], metavar="E", help="epochs to score at while training")
+    parser.add_argument("--average", type=float, nargs="*", default=[], metavar="D", help="decays of averages while training")
     parser.add_argument(
         "--bn-images", type=int, nargs="+", default=[2000], help="after the last epoch; 0: statistics of the batch"
     )
@@ -254,94 +240,12 @@ def parse_args():
     parser.add_argument("--val-per-class", type=int, default=300, help="training images to hold out and score on")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="precision of training")
     parser.add_argument("--out", default="runs/supernet", help="folder of the files")
-    args = parser.parse_args()
-    if (args.way is None) == (args.table is None):
-        parser.error("name one way to train, or give files to --table")
-    return args
+    return parser.parse_args()
 
 
 def main(args):
     with runtime.user_errors():
-        table(args) if args.table else run(args)
-
-
-def table(args):
-    """Prints mean and standard deviation over seeds of the `taus` of every way."""
-    truth, groups = read_truth(args.truth), defaultdict(dict)
-    for path in args.table:
-        with runtime.reading(path, "a file of this script"), open(path) as file:
-            lines = [json.loads(line) for line in file]
-        for line in lines:
-            groups[line["way"], line["epoch"], line["weights"], line["bn_images"]][line["seed"]] = line["scores"]
-    parsed = {text: nats.from_string(text) for text in next(iter(next(iter(groups.values())).values()))}
-    counts = {text: {"parameters": weight(arch), **nats.trivial_scores(arch)} for text, arch in parsed.items()}
-    y, trivial = np.array([truth[text] for text in parsed]), {}
-    half = y >= np.median(y)
-    for name in next(iter(counts.values())):
-        x = np.array([counts[text][name] for text in parsed])
-        trivial[name] = kendall_tau(x, y)
-        print(f"{name}: {trivial[name]:.3f}; better half {kendall_tau(x[half], y[half]):.3f}")
-    print(f"way, epoch, weights, BN images (seeds): {' '.join(taus.__doc__.split())}")
-    rows = {key: np.array([taus(found, truth) for found in seeds.values()]) for key, seeds in sorted(groups.items())}
-    for key, values in rows.items():
-        cells = [f"{np.mean(x):.3f}" + (f" +- {np.std(x, ddof=1):.3f}" if len(x) > 1 else "") for x in values.T]
-        print(f"{', '.join(map(str, key))} ({len(values)}): {'; '.join(cells)}")
-    if args.plot:
-        plot(rows, trivial, args.plot)
-
-
-def plot(rows, trivial, path):
-    """Tau of each way, and that of `uniform` over epochs and over batch-norm images. A dot is a super-net. Needs matplotlib."""
-    from matplotlib.figure import Figure
-
-    last = {way: max(epoch for name, epoch, *_ in rows if name == way) for way, *_ in rows}
-    panels = {"way": {}, "epochs of uniform": {}, "BN images of uniform": {}}
-    for (way, epoch, weights, bn_images), values in rows.items():
-        if weights == "last" and bn_images == 2000:
-            if epoch == last[way]:
-                panels["way"][f"{way} ({epoch} epochs)"] = values
-            if way == "uniform":
-                panels["epochs of uniform"][epoch] = values
-        if way == "uniform" and weights == "last" and epoch == last[way] and bn_images:
-            panels["BN images of uniform"][bn_images] = values
-    panels["way"] = dict(sorted(panels["way"].items(), key=lambda item: item[1][:, 0].mean()))
-    figure = Figure(figsize=(13, 4.5), layout="constrained")
-    for axes, (title, groups) in zip(figure.subplots(1, 3, width_ratios=(2, 1, 1)), panels.items(), strict=True):
-        for column, label in ((0, "accuracy of the path"), (3, "squared error of a classifier of its own")):
-            points = [(place, tau) for place, values in enumerate(groups.values()) for tau in values[:, column]]
-            place, tau = np.array(points).T
-            axes.plot(*((tau, place) if title == "way" else (place, tau)), "o", alpha=0.6, label=label)
-        for style, (name, value) in zip((":", "--", "-."), trivial.items(), strict=True):
-            line = axes.axvline if title == "way" else axes.axhline
-            line(value, color="grey", linestyle=style, linewidth=1, label=f"counting: {name}")
-        set_ticks = axes.set_yticks if title == "way" else axes.set_xticks
-        set_ticks(range(len(groups)), groups)
-        (axes.set_ylabel if title == "way" else axes.set_xlabel)(title)
-        (axes.set_xlabel if title == "way" else axes.set_ylabel)("Kendall's tau with published accuracies")
-        (axes.set_xlim if title == "way" else axes.set_ylim)(0, 0.8)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize="small")
-    figure.savefig(path, dpi=120)
-
-
-def taus(found, truth):
-    """Tau of the four `scores`. Then of the first and the last: tau in the better half, partial tau given the parameters, and
-    tau of the mean rank with live convolutions, of all and in the better half.
-    """
-    accuracy, loss, own, error = np.array([values for values in found.values()]).T
-    archs, y = [nats.from_string(text) for text in found], np.array([truth[text] for text in found])
-    parameters = np.array([weight(arch) for arch in archs])
-    live = np.array([nats.trivial_scores(arch)["live convolutions"] for arch in archs])
-    half = y >= np.median(y)
-
-    def rank(x):  # equal values share their mean rank
-        return (x[:, None] > x).sum(1) + (x[:, None] == x).sum(1) / 2
-
-    results = [kendall_tau(x, y) for x in (accuracy, -loss, own, -error)]
-    for x in (accuracy, -error):
-        both = rank(x) + rank(live)
-        results += [kendall_tau(x[half], y[half]), tables.partial_tau(x, y, parameters)]
-        results += [kendall_tau(both, y), kendall_tau(both[half], y[half])]
-    return results
+        run(args)
 
 
 if __name__ == "__main__":
