@@ -167,8 +167,6 @@ def fill_schedule(args, stage):
 def add_scoring(group):
     text = "training images from which BN statistics are rebuilt"
     group.add_argument("--bn-images", type=positive_int, default=2000, help=text)
-    text = (
-        "instead of by its accuracy (Eq. 2), score a path by the variance of the labels, in %%, that its own linear classifier"
-    )
-    text += " explains, fitted to its features of the BN images; long-tailed data need many --bn-images"
+    text = "instead of by its accuracy (Eq. 2), score a path by the variance of the labels, in %%, that its own linear"
+    text += " classifier explains, fitted to its features of the BN images; long-tailed data need many --bn-images"
     group.add_argument("--own-classifier", action="store_true", help=text)
