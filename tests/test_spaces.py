@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from common import darts, engine, nats, resnet32, shufflenet, spaces
 
@@ -146,10 +148,30 @@ def test_multiply_accumulates_of_shuffle_blocks_add_up():
     assert macs(arch) == macs(lightest) + sum(alone) > macs(lightest)
 
 
-@pytest.mark.parametrize("channels", [1, 5])
-def test_resnet32_has_any_width(channels):
-    net = resnet32.Network(10, channels, 1, (0,))
-    assert net.features(torch.randn(2, 3, 32, 32)).shape == (2, 4 * channels)
+@pytest.mark.parametrize("channels", [1, 5, 16])
+def test_resnet32_computes_what_he_et_al_describe(channels):
+    """Against their section 4.2, written anew. Option A: a shortcut takes every second pixel and pads with zero channels."""
+    torch.manual_seed(0)
+    net, images = resnet32.Network(10, channels, 2, (0,)).train(), torch.randn(4, 3, 16, 16)
+    for p in net.parameters():
+        nn.init.normal_(p)
+    weights = iter(net.parameters())
+
+    def convolved(x, stride=1):
+        return F.batch_norm(
+            F.conv2d(x, next(weights), None, stride, 1), None, None, next(weights), next(weights), training=True
+        )
+
+    x = F.relu(convolved(images))
+    for stride in (1, 1, 2, 1, 2, 1):
+        out, shortcut = convolved(F.relu(convolved(x, stride))), x
+        if stride == 2:
+            c = x.shape[1]
+            shortcut = torch.zeros_like(out)
+            shortcut[:, c // 2 : c // 2 + c] = x[:, :, ::2, ::2]
+        x = F.relu(out + shortcut)
+    assert x.shape == (4, 4 * channels, 4, 4)
+    torch.testing.assert_close(net(images), F.linear(x.mean((2, 3)), *weights), rtol=1e-3, atol=1e-3)
 
 
 def test_mutation_and_crossover_follow_their_probabilities():
