@@ -59,8 +59,8 @@ def measures(found, truth):
 def shown(seeds):
     """Mean and standard deviation over seeds of each of their `measures`, as text."""
     columns = {name: [seed[name] for seed in seeds] for name in seeds[0]}
-    spread = {name: f" +- {stdev(values):.3f}" if len(values) > 1 else "" for name, values in columns.items()}
-    return "; ".join(f"{name} {mean(values):.3f}{spread[name]}" for name, values in columns.items())
+    spread = {name: f" +- {stdev(values):.2f}" if len(values) > 1 else "" for name, values in columns.items()}
+    return "; ".join(f"{name} {mean(values):.2f}{spread[name]}" for name, values in columns.items())
 
 
 def plot(rows, counting, path):
@@ -119,7 +119,7 @@ def main(args):
         for name in counts[0]:
             x = np.array([count[name] for count in counts])
             counting[name], lost = kendall_tau(x, y), tables.regret(y, x)
-            print(f"{name}: {counting[name]:.3f}; better half {kendall_tau(x[half], y[half]):.3f}; points lost {lost:.3f}")
+            print(f"{name}: {counting[name]:.2f}; better half {kendall_tau(x[half], y[half]):.2f}; points lost {lost:.2f}")
         rows = dict(sorted(rows.items()))
         for key, seeds in rows.items():
             print(f"{', '.join(map(str, key))} BN images ({len(seeds)} seeds): {shown(seeds)}")
