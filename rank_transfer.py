@@ -35,8 +35,9 @@ def parse_args(argv=None):
     text = "mmacs:M, all of nats with M million multiply-accumulates; random:N; or a file with one architecture per line"
     group.add_argument("--archs", default="mmacs:149", help=text)
     group.add_argument("--space", choices=spaces.SPACES, default="nats", help="search space of the architectures")
-    group.add_argument("--distinct", action="store_true", help="nats: one architecture of each set that computes the same")
-    group.add_argument("--connected", action="store_true", help="nats: with a path from input to output; for --tabulate, too")
+    group.add_argument("--distinct", action="store_true", help="nats: keep one of the architectures that compute the same")
+    text = "nats: keep those with a path from input to output; with --tabulate, too"
+    group.add_argument("--connected", action="store_true", help=text)
     flags.add_shape(group)
     group = parser.add_argument_group("data")
     text = "datasets or folders, each with its imbalance (default: cifar10 and cifar100, each with 1, 50 and 100)"

@@ -23,7 +23,7 @@ from common.plan import FIGURE_1_ARCH, TABLES, given, make_plan
 SETTING = {  # flag: the paper's value, type, help
     "source": ("cifar10", os.path.normpath, "balanced dataset or folder"),
     "target": ("cifar100", os.path.normpath, "dataset or folder that is made long-tailed"),
-    "space": ("nats", str, "search space of the super-nets"),
+    "space": ("nats", str, "search space of the super-nets; Figure 1 and the study are always of nats"),
     "image_size": (32, flags.image_size, "side of the images in pixels"),
     "channels": (None, flags.width, "width of the first stage (default: the space's)"),
     "cells": (None, flags.positive_int, "as in train_supernet.py (default: the space's); if given, Table 1's nets have 5"),
@@ -45,8 +45,9 @@ SCALES = {  # what differs from the paper
     "minutes": {"source_epochs": 6, "adapt_epochs": 12, "target_epochs": 24, "subnet_epochs": 16, "warmup": 1,
                 "generations": 5, "population": 12, "bn_images": 1000, "val_images": 2000},
     # Two CPU cores, days: the table `study`.
-    "study": {"source": "data/tinyimagenet100", "target": "data/cifar10", "image_size": 16, "channels": 8, "cells": 2,
-              "source_epochs": 60, "adapt_epochs": 20, "target_epochs": 60, "subnet_epochs": 20, "warmup": 1, "seeds": 5},
+    "study": {"tables": ["study"], "source": "data/tinyimagenet100", "target": "data/cifar10", "image_size": 16,
+              "channels": 8, "cells": 2, "source_epochs": 60, "adapt_epochs": 20, "target_epochs": 60, "subnet_epochs": 20,
+              "warmup": 1, "seeds": 5},
     # A toy: one transfer between small made-up images.
     "quick": {"tables": ["6", "fig2"], "ratios": [100], "source": "synthetic100", "target": "synthetic10", "image_size": 16,
               "channels": 8, "cells": 1, "source_epochs": 1, "adapt_epochs": 2, "target_epochs": 4, "subnet_epochs": 8,
@@ -57,8 +58,8 @@ SCALES = {  # what differs from the paper
 def parse_args(argv=None):
     parser = runtime.Parser(__doc__)
     parser.add_argument("command", choices=("quick", "list", "cost", "run", "report"), help="what to do with the plan")
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"tables and figures: {', '.join(TABLES)}")
-    parser.add_argument("--scale", choices=SCALES, help="defaults of the flags below (default: paper, or quick)")
+    parser.add_argument("tables", nargs="*", default=[], metavar="TABLE", help=f"tables and figures: {', '.join(TABLES)}")
+    parser.add_argument("--scale", choices=SCALES, help="defaults of the flags below (default: paper; of `quick`: quick)")
     for name, (default, kind, text) in SETTING.items():
         choices = spaces.SPACES if name == "space" else None
         parser.add_argument("--" + name.replace("_", "-"), default=default, type=kind, choices=choices, help=text)

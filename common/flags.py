@@ -71,7 +71,7 @@ def add_draw(group):
     """The data flags that do not name a dataset."""
     add = group.add_argument
     add("--data-seed", type=seed, default=0, help="seed of the long-tail draw and the hold-out")
-    text = "hold out K training images per class before the long-tail draw, to search on; 0: search on the test split"
+    text = "hold out K training images per class before the long-tail draw, for searches; 0: they use the test split"
     add("--val-per-class", type=count, default=0, metavar="K", help=text)
     add("--image-size", type=image_size, default=32, metavar="S", help="images become S x S, a multiple of 4")
 
@@ -138,7 +138,7 @@ def add_training(parser, *stages):
     text = f"epoch from which a -DRW loss is re-weighted (default: {default})"
     add("--reweight-from", type=positive_int, metavar="E", help=text)
     add("--beta", type=float, default=0.9999, help="beta of the effective number (1 - beta^n) / (1 - beta)")
-    add("--batch-size", type=positive_int, default=128, help="images per step, over all ranks")
+    add("--batch-size", type=positive_int, default=128, help="images per step, over all ranks that train one network")
     add("--momentum", type=non_negative, default=0.9, help="momentum of SGD")
     add("--weight-decay", type=non_negative, default=2e-4, help="weight decay of SGD")
     add("--clip", type=positive, default=5.0, help="largest gradient norm")

@@ -30,8 +30,11 @@ class Plan(dict):
         if self.args.cuda_graphs and command[0] in ("retrain.py", "rank_transfer.py"):
             where.append("--cuda-graphs")
         stage = Stage([str(word) for word in (*command, *where)], needs, turn, work)
-        if self.setdefault(name, stage).command != stage.command:
-            raise UserError(f"two different runs would be called '{name}': give --source and --target other names")
+        known = self.setdefault(name, stage)
+        if known.command != stage.command:
+            advice = "--source and --target must be different datasets, in folders of different names"
+            raise UserError(f"two different runs would be called '{name}': {advice}")
+        self[name] = stage._replace(turn=min(known.turn, turn))
         return name
 
     def long_tailed(self, dataset, ratio, held_out=None):
@@ -40,7 +43,7 @@ class Plan(dict):
         held_out = math.ceil(self.args.val_images / len(sizes)) if held_out is None else held_out
         if held_out >= min(sizes):
             raise UserError(f"--val-images {self.args.val_images} is more than the training images of '{dataset}' allow")
-        flags = given(dataset=dataset, imbalance=f"{ratio:g}", image_size=self.args.image_size, val_per_class=held_out)
+        flags = given(dataset=dataset, imbalance=f"{ratio:.12g}", image_size=self.args.image_size, val_per_class=held_out)
         return flags, sum(data.long_tail_counts([n - held_out for n in sizes], ratio))
 
     def supernet(self, dataset, ratio, seed, epochs, loss=None):
@@ -136,7 +139,8 @@ def table_1(plan):
 def transfer(plan, numbers, stage_of=Plan.subnet, backwards=False, **kwargs):
     """Tables 3 to 6 and Figure 2."""
     pair = (plan.args.source, plan.args.target)[:: -1 if backwards else 1]
-    return plan.cells(numbers, plan.args.ratios or numbers, lambda row, *rest: stage_of(plan, row, *pair, *rest), **kwargs)
+    ratios = dict.fromkeys(plan.args.ratios or numbers)
+    return plan.cells(numbers, ratios, lambda row, *rest: stage_of(plan, row, *pair, *rest), **kwargs)
 
 
 def figure_1(plan):
@@ -154,13 +158,16 @@ def figure_1(plan):
 def the_study(plan):
     """No cells: common/study.py decides the claims from the accuracies that these stages write."""
     args, sizes = plan.args, class_sizes(plan.args.target, "train")
+    if args.space != "nats" or len(set(sizes)) > 1:
+        raise UserError(f"the study needs --space nats and a balanced --target, not {args.space} and '{args.target}'")
     _, images = plan.long_tailed(args.target, 100)
     command = ["rank_transfer.py", "--archs", study.ARCHITECTURES]
     for nth, (method, (ratio, data_seed, seeds)) in enumerate(study.SETTINGS.items()):
         held_out = min(sizes) - images // len(sizes) if method == "small" else None
         flags, n = plan.long_tailed(args.target, ratio, held_out)
         flags = ["--datasets", f"{args.target}:{ratio}", *flags[4:]]
-        flags += given(epochs=round(images / n * args.subnet_epochs), warmup=round(images / n * args.warmup))  # equal steps
+        epochs, warmup = (round(images / n * epochs) for epochs in (args.subnet_epochs, args.warmup))  # equal steps
+        flags += given(epochs=max(1, epochs), warmup=warmup)
         flags += given(data_seed=data_seed, channels=args.channels, cells=args.cells, method=method)
         turn = nth - len(study.SETTINGS)  # before all super-nets
         for seed in seeds:

@@ -25,7 +25,7 @@ TITLES = {
     "5": "Table 5: loss of the target's super-net (P3)",
     "6": "Table 6: classes of > 100 (many), 20-100 (medium) and < 20 (few) training images",
     "fig1": "Figure 1: rank correlation between datasets (the paper's numbers are not legible in our copy)",
-    "fig2": "Figure 2: seconds to adapt a super-net to the target, the paper's on a V100; P0 takes none",
+    "fig2": "Figure 2: seconds to adapt a super-net to the target, the paper's on a V100; runs side by side slow each other",
     "study": "Study: 95 % intervals over the architectures of a set, and over super-nets",
     "baselines": "ResNet-32 at 100x: Cao et al. 2019; BagofTricks-LT, Zhang et al. 2021; official code of Ren et al. 2020",
 }

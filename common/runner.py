@@ -39,7 +39,7 @@ def identity(command):
 
 def record(plan, out, name):
     """{stage, config, result} of a stage that is done, None for any other."""
-    with suppress(OSError, ValueError, KeyError, TypeError):  # not there yet, or not the files of a run
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # not there yet, or not the files of a run
         config, result = (json.loads(Path(out, name, file).read_text()) for file in ("config.json", "result.json"))
         if identity(config["command"]) == identity(text(plan[name].command)):
             return {"stage": name, "config": config, "result": result}
@@ -88,6 +88,9 @@ def run(plan, out, workers):
                     if record(plan, out, name):
                         del missing[name]
                         order.done(name)  # without this, what needs it never gets ready
+                    elif not ended.result():
+                        other = f"'{Path(out, name)}' holds a finished run of another command, see its config.json"
+                        missing[name] = f"{other}: give the flags as they were, or another --out"
                     else:
                         last_line = log.read_text(errors="replace").strip().rpartition("\n")[2]
                         missing[name] = f"exit status {ended.result()}: {last_line} (see {log})"

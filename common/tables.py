@@ -17,6 +17,7 @@ import itertools
 import json
 import math
 import re
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -39,7 +40,9 @@ def read(files):
     for path in files:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             lines = [(number, line.strip()) for number, line in enumerate(file, start=1) if line.strip()]
-        header = next(csv.reader(line for _, line in lines[:1]), [])
+        header = []
+        with suppress(csv.Error):  # too long for a header
+            header = next(csv.reader(line for _, line in lines[:1]), [])
         is_csv = header[:1] == ["arch"]
         form = f"{len(header)} cells" if is_csv else f"JSON with {', '.join(FIELDS)}, or a header 'arch,<setting>,...'"
         for number, line in lines[is_csv:]:
@@ -184,7 +187,7 @@ def text(result):
     labels, ceilings = result["labels"], result["noise_ceiling"]
 
     def tau(i, j):
-        return "1" if i == j else shown(*(result[name][i, j] for name in ("tau", "low", "high")))
+        return "1" if i == j and result["tau"][i, j] == 1 else shown(*(result[name][i, j] for name in ("tau", "low", "high")))
 
     def single(i, j):
         ceiling = i == j and ceilings.get(labels[i])
@@ -211,7 +214,9 @@ def _matrix(labels, cell):
 
 
 def shown(value, low=None, high=None):
-    return "-" if np.isnan(value) else f"{value:.2f}" if low is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    if np.isnan(value):
+        return "-"
+    return f"{value:.2f}" if low is None or np.isnan(low) else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def plain(result):

@@ -11,7 +11,7 @@ import torch
 from conftest import ENVIRONMENT, ROOT, SMALL, refused, stage, two_ranks
 
 import rank_transfer
-from common import nats, spaces
+from common import nats, runtime, spaces
 
 ALL = list(itertools.product(range(5), repeat=6))
 QUICK = [*SMALL, "--warmup", 0, "--batch-size", 32]
@@ -130,9 +130,17 @@ def test_a_random_set_is_at_most_the_space():
 # Accuracies
 
 
-@pytest.mark.parametrize(("space", "arch", "loss"), [("nats", ARCH, "CE-DRW"), ("resnet32", "resnet32", "LDAM-DRW")])
-def test_a_unit_is_what_retrain_reports(space, arch, loss, images, tmp_path):
-    training = [*QUICK, "--epochs", 2, "--val-per-class", 2, "--data-seed", 4, "--loss", loss]
+@pytest.mark.parametrize(
+    ("space", "arch", "loss", "how"),
+    [
+        ("nats", ARCH, "CE-DRW", ["--warmup", 2, "--beta", 0.5, "--weight-decay", 0.1, "--momentum", 0.5, "--clip", 0.5]),
+        ("resnet32", "resnet32", "LDAM-DRW", ["--warmup", 0, "--precision", "bf16"]),
+    ],
+)
+def test_a_unit_is_what_retrain_reports(space, arch, loss, how, images, tmp_path, monkeypatch):
+    real, trained = rank_transfer.train_subnet, []
+    monkeypatch.setattr(rank_transfer, "train_subnet", lambda *args: trained.append(real(*args)) or trained[-1])
+    training = [*SMALL, "--batch-size", 32, "--epochs", 2, "--val-per-class", 2, "--data-seed", 4, "--loss", loss, *how]
     (tmp_path / "archs.txt").write_text(f"{arch}\n\n{arch}\n")
     stage("rank_transfer", *training, "--archs", tmp_path / "archs.txt", "--space", space, "--datasets", f"{images}:1",
           f"{images}:6", "--seeds", 3, 4, "--out", tmp_path / "r")  # fmt: skip
@@ -140,12 +148,14 @@ def test_a_unit_is_what_retrain_reports(space, arch, loss, images, tmp_path):
     assert [(line["method"], line["imbalance"], line["seed"]) for line in found] == [
         ("stand-alone", 1, 3), ("stand-alone", 6, 3), ("stand-alone", 1, 4), ("stand-alone", 6, 4),
     ]  # fmt: skip
-    for line in found[::3]:
+    for line, net in zip(found[::3], trained[::3], strict=True):
         out = tmp_path / f"{line['imbalance']}_{line['seed']}"
         stage("retrain", *training, "--arch", line["arch"], "--dataset", images, "--imbalance", line["imbalance"],
               "--seed", line["seed"], "--out", out)  # fmt: skip
         expected = json.loads((out / "result.json").read_text())["accuracy"]
         assert {name: line.get(name, line["accuracy"]) for name in expected} == expected
+        weights = runtime.load_checkpoint(out / "model.pt", "sub-net")["net"]
+        assert all(torch.equal(weight, weights[name]) for name, weight in net.state_dict().items())
         assert line.keys() == {"method", *rank_transfer.UNIT, "accuracy", "balanced", "many", "medium", "few"}
 
 

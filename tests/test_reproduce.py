@@ -1,9 +1,11 @@
 """The plan of the paper's runs, how it is run, and what is reported."""
 
 import importlib
+import itertools
 import json
 import multiprocessing
 import os
+import re
 import shlex
 import signal
 import sys
@@ -19,6 +21,7 @@ from common.plan import TABLES, make_plan
 
 NATS = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
 STUB = Path(__file__).with_name("stub_stage.py")
+BALANCED = ("--source", "synthetic100", "--target", "synthetic10")
 
 
 def plan_of(*argv):
@@ -111,19 +114,42 @@ def test_the_architectures_have_the_multiply_accumulates_of_table_1(name, classe
 
 
 @pytest.mark.parametrize("parts", (1, 4, 9))
-def test_shards_are_disjoint_complete_and_closed_under_needs(parts):
-    plan = plan_of()
+@pytest.mark.parametrize("tables", [(), ("study", "4", "5", *BALANCED)])
+def test_shards_are_disjoint_complete_and_closed_under_needs(parts, tables):
+    plan = plan_of(*tables)
     shards = [runner.shard(plan, i, parts) for i in range(1, parts + 1)]
     assert sorted(name for part in shards for name in part) == sorted(plan) and all(shards)
     for part in shards:
         assert all(need in part for stage in part.values() for need in stage.needs)
 
 
-def test_needs_come_first_and_seeds_one_after_the_other():
-    plan = plan_of("4", "fig1")
+@pytest.mark.parametrize("tables", [("4", "fig1"), ("study", "4", "5", *BALANCED)])
+def test_needs_come_first_and_seeds_one_after_the_other(tables):
+    plan = plan_of(*tables)
     place = {name: i for i, name in enumerate(plan)}
     assert all(place[need] < place[name] for name, stage in plan.items() for need in stage.needs)
     assert [stage.turn for stage in plan.values()] == sorted(stage.turn for stage in plan.values())
+
+
+def test_every_stage_has_its_seed_and_setting_and_reads_the_products_it_needs():
+    shape = {"--image-size": "16", "--space": "shufflenet", "--channels": "8"}
+    plan = plan_of(*(table for table in TABLES if table != "study"), *BALANCED, "--cuda-graphs", *sum(shape.items(), ()))
+    wanted = {
+        "train_supernet.py": ("--image-size", "--space", "--channels"),
+        "adapt.py": ("--image-size",),
+        "search.py": (),
+        "retrain.py": ("--image-size",),
+        "rank_transfer.py": ("--image-size", "--channels"),
+    }
+    for name, ((script, *words), needs, *_) in plan.items():
+        read = {Path(word).parent.name for word in words if word.endswith(("supernet.pt", "result.json"))}
+        assert read == set(needs), name
+        flags = dict(itertools.pairwise(words))
+        assert flags["--seeds" if script == "rank_transfer.py" else "--seed"] == re.search(r"_s(\d)", name)[1], name
+        assert {flag: flags[flag] for flag in wanted[script]} == {flag: shape[flag] for flag in wanted[script]}, name
+        assert ("--cuda-graphs" in words) == (script in ("retrain.py", "rank_transfer.py")), name
+        searched = re.fullmatch(r"search_(\w+)", name)
+        assert not searched or needs == [searched[1]]
 
 
 # Running
@@ -155,6 +181,8 @@ def test_a_failure_stops_what_needs_it_and_nothing_else(runs, capsys):
     assert missing["b"] == "exit status 3: error: no such luck (see runs/b.log)" and "not run" in missing["e"]
     assert not run({**stages, "b": ("ok", [])})
     assert sorted(ran()[3:]) == ["b", "d", "e"]  # and nothing that was done before
+    Path("runs/a/config.json").write_text('{"command": "python another.py"}')
+    assert run({"a": ("ok", [])})["a"].startswith("'runs/a' holds a finished run of another command")
 
 
 def test_needs_run_before_what_needs_them_and_workers_at_the_same_time(runs):
@@ -175,6 +203,8 @@ def test_done_is_the_same_command_wherever_it_ran(runs):
     Path("runs").rename("moved")
     assert runner.record({"a": same}, "moved", "a") and runner.record({"a": elsewhere}, "moved", "a")
     assert not runner.record({"a": other}, "moved", "a")
+    here, moved, wrong = (runner.identity(f"adapt.py --supernet {run}/supernet.pt --out x") for run in ("a/p", "/b/p", "a/q"))
+    assert here == moved != wrong
     Path("moved/a/result.json").write_text('{"cut')
     assert not runner.record({"a": same}, "moved", "a")
 
@@ -312,6 +342,7 @@ def test_the_cost_of_a_plan(tmp_path, monkeypatch, capsys):
         (["list", "--source", "nowhere"], "nowhere"),
         (["list", "6", "--val-images", "60000"], "--val-images 60000 is more"),
         (["list", "6", "--ratios", "1", "--target", "cifar10", "--source-epochs", "1"], "two different runs"),
+        (["list", "--scale", "study", *BALANCED, "--space", "darts"], "the study needs --space nats"),
     ],
 )
 def test_a_mistake_is_one_line(argv, message, tmp_path):

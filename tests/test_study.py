@@ -1,5 +1,6 @@
 """The study: both claims recomputed with scipy, on accuracies in which they are known to hold or not."""
 
+import importlib
 import itertools
 import json
 import re
@@ -98,6 +99,22 @@ def test_an_unfinished_study_compares_super_nets_of_the_same_seeds(monkeypatch):
 def test_settings_come_first_and_variants_last(tmp_path):
     flags = ["--scale", "study", "--source", "synthetic100", "--target", "synthetic10", "--seeds", "2", "--out", str(tmp_path)]
     plan, _ = make_plan(reproduce.parse_args(["list", "study", *flags]))
+    alone = {}
+    for (script, *words), *_ in plan.values():
+        if "--seeds" in words:
+            args = importlib.import_module(script.removesuffix(".py")).parse_args(words)
+            ((_, ratio),) = args.datasets
+            key = args.method, ratio, args.data_seed, args.epochs, args.warmup, args.val_per_class
+            alone[key] = [*alone.get(key, []), *args.seeds]
+    assert alone == {  # 12,406 images at 100x and 13,996 at 50x, of 50,000; 1,240 of a class's 5,000 are left of "small"
+        ("100x", 100, 0, 20, 1, 0): [0, 1],
+        ("balanced", 1, 0, 5, 0, 0): [0, 1],
+        ("small", 1, 0, 20, 1, 3760): [0, 1],
+        ("another draw", 100, 1, 20, 1, 0): [0],
+        ("50x", 50, 0, 18, 1, 0): [0, 1],
+    }
+    own = [words for words, *_ in plan.values() if "--own-classifier" in words]
+    assert own and {words[words.index("--bn-images") + 1] for words in own} == {"12406"}
     methods = [command[command.index("--method") + 1] for command, *_ in plan.values() if "--method" in command]
     settings = [method for method, (*_, seeds) in study.SETTINGS.items() for _ in seeds]
     assert methods == settings + 2 * list(study.PROCEDURES) + 2 * list(study.VARIANTS)

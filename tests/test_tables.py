@@ -118,6 +118,13 @@ def test_the_bootstrap_interval_holds_the_truth_about_as_often_as_it_says():
     assert 86 <= held <= 99
 
 
+def test_an_interval_holds_95_percent():
+    """That of a mean is 1.96 standard errors to either side, but for the noise of 1,000 resamples."""
+    x = np.linspace(0, 1, 400)
+    _, low, high = tables.interval(lambda k: x[k].mean(), 400, resamples=1000)
+    assert (high - low) / 2 == pytest.approx(1.96 * x.std() / 20, rel=0.09)
+
+
 def test_the_order_of_files_and_lines_does_not_matter(tmp_path):
     rng = np.random.default_rng(0)
     rows = [line for ratio in (1, 50, 100) for s in (0, 1) for line in lines("d", ratio, rng.random(9).tolist(), seed=s)]
