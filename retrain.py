@@ -54,7 +54,7 @@ def searched_arch(args):
     if len(names) == 1 and not same_hold_out and not args.describe:
         given = f"--val-per-class {per_class} --data-seed {seed}"
         advice = "give the same, so that no validation image is trained on"
-        raise runtime.UserError(f"'{args.arch}' was searched with {given}: {advice}")
+        raise runtime.UserError(f"the architecture in '{args.arch}' was found with {given}: {advice}")
     return arch
 
 

@@ -70,7 +70,7 @@ def read_scores(path, space):
     """The lines of the scores.jsonl of an interrupted search, and {architecture: accuracy} in their order."""
     if not os.path.exists(path):
         return [], {}
-    with runtime.reading(path, "the scores of this search (remove it to start anew)"), open(path) as file:
+    with runtime.reading(path, "a list of this search's scores (remove it to start anew)"), open(path) as file:
         types = {"generation": int, "arch": str, "accuracy": float, "seconds": float}
         lines = [{key: kind(json.loads(line)[key]) for key, kind in types.items()} for line in file]
         return lines, {space.from_string(line["arch"]): line["accuracy"] for line in lines}

@@ -29,8 +29,8 @@ def long_tail_counts(sizes, ratio):
     if not ratio >= 1:
         raise ValueError(f"the imbalance ratio must be at least 1, not {ratio:g}")
     last = max(len(sizes) - 1, 1)
-    # A division, not mu ** c: a rounded mu would turn the 10.0 of 500 images at 50x into 9.
-    return [min(n, max(1, int(n / ratio ** (c / last)))) for c, n in enumerate(sizes)]
+    # The factor undoes rounding: 32 ** (4 / 5) is 16.000000000000004, which would turn 2 images of 32 into 1.
+    return [min(n, max(1, int(n / ratio ** (c / last) * (1 + 1e-12)))) for c, n in enumerate(sizes)]
 
 
 def long_tail_indices(labels, ratio, seed):

@@ -76,13 +76,13 @@ def train_epoch(
 
 
 def on_paths(backbone, images, archs):
-    """(B, D) features of the images, in their order: each architecture computes those of its share of them."""
+    """(B, D) features of the images, in their order. Each architecture computes those of an equal share."""
     shares = images.tensor_split(len(archs))
     return torch.cat([backbone(share, arch) for share, arch in zip(shares, archs, strict=True)])
 
 
 class CachedFeatures:
-    """What a frozen backbone computed in one whole epoch, each batch on its own paths, as batches of features.
+    """The features that a frozen backbone computes in one epoch, each batch on its own paths.
 
     Iterated like `data.Batches`: (features (B, D) float32, labels (B,) int64), reshuffled every epoch, so a batch mixes paths.
     """
@@ -115,7 +115,8 @@ def average_statistics(net):
 
 def chunks_of(images):
     """Splits images evenly, one chunk per forward pass. On a CPU a chunk fits its caches."""
-    return images.tensor_split(math.ceil(len(images) / (100 if images.device.type == "cpu" else 1000)))
+    size = 100 if images.device.type == "cpu" else 1000
+    return images.tensor_split(max(1, math.ceil(len(images) / size)))  # a rank may have none
 
 
 def normalised_chunks(images, normalise):

@@ -13,8 +13,8 @@ def number(kind, least, most=math.inf, above=False):
     def parse(text):
         value = kind(text)
         if not least <= value < most or (above and value == least):
-            bounds = f"{'greater than' if above else 'at least'} {least}{'' if most == math.inf else f' and below {most:g}'}"
-            raise argparse.ArgumentTypeError(f"must be {bounds}, not {text}")
+            low, high = "greater than" if above else "at least", "finite" if most == math.inf else f"below {most:,}"
+            raise argparse.ArgumentTypeError(f"must be {low} {least} and {high}, not {text}")
         return value
 
     parse.__name__ = kind.__name__  # argparse names it when the text is no number
@@ -44,6 +44,9 @@ def image_size(text):
     if value % 4:
         raise argparse.ArgumentTypeError(f"must be a multiple of 4, since it is halved twice, not {value}")
     return value
+
+
+image_size.__name__ = "int"
 
 
 def add_run(parser, out, seeds=False):
@@ -92,26 +95,26 @@ def training_data(args, device, paths=1):
         batches = data.Batches(train, normalise, args.batch_size, args.seed, rank(), world())
         counts = train[1].bincount()
         weights = drw.class_weights(counts, args.beta)
-    share = len(batches.labels) // (len(batches) * world() * paths)
-    if not share:
-        raise UserError(f"{paths} paths cannot share a batch of {args.batch_size // world()} images: raise --batch-size")
-    if world() > 1 and share < 32:
-        print0(f"batch norm sees only {share} images of a path at a time: raise --batch-size, or use fewer ranks")
+    own = len(batches.labels) // (len(batches) * world())
+    if own < paths:
+        raise UserError(f"{paths} paths cannot share a rank's batch of {own} images: raise --batch-size, or use fewer ranks")
+    if world() > 1 and own // paths < 32:
+        print0(f"batch norm sees only {own // paths} images at a time: raise --batch-size, or use fewer ranks")
     return batches, counts, weights
 
 
 def add_sampling(group):
     text = (
-        "uniform: one path per step. The others: as many paths as the largest gene has values share the batch. strict: "
-        "each value of a gene equally often. convolutions: convolutions are three times as likely as other operations"
+        "uniform: one path per step. The others: as many paths as the largest gene has values share the batch. strict: each "
+        "value of a gene as equally often as possible. convolutions: these are three times as likely as other operations"
     )
     group.add_argument("--sampling", choices=spaces.SAMPLINGS, default="uniform", help=text)
 
 
 def add_shape(group):
-    text = "width of the first stage (default: the space's: nats and resnet32 16, darts 36, shufflenet 64)"
+    text = "width of the first stage (default: 16 for nats and resnet32, 36 for darts, 64 for shufflenet)"
     group.add_argument("--channels", type=width, help=text)
-    text = "cells per stage (nats: default 5), in all (darts: 20), or blocks per stage (shufflenet: 4, resnet32: 5)"
+    text = "cells per stage (nats: 5), cells in all (darts: 20), or blocks per stage (shufflenet: 4, resnet32: 5)"
     group.add_argument("--cells", type=positive_int, help=text)
 
 
@@ -167,6 +170,6 @@ def fill_schedule(args, stage):
 def add_scoring(group):
     text = "training images from which BN statistics are rebuilt"
     group.add_argument("--bn-images", type=positive_int, default=2000, help=text)
-    text = "instead of by its accuracy (Eq. 2), score a path by the variance of the labels, in %%, that its own linear"
-    text += " classifier explains, fitted to its features of the BN images; long-tailed data need many --bn-images"
+    text = "score a path not by its accuracy (Eq. 2) but by the variance of the labels, in %%, that a linear classifier of"
+    text += " its own explains, fitted to its features of the BN images; long-tailed data need many --bn-images"
     group.add_argument("--own-classifier", action="store_true", help=text)

@@ -15,8 +15,10 @@ import sys
 import time
 import traceback
 import zipfile
+import zlib
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -95,7 +97,7 @@ def launch(parse_args, main):
 
 def rank():
     """This process's number among those that torchrun started, 0 without torchrun."""
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ.get("RANK", 0)) if "WORLD_SIZE" in os.environ else 0
 
 
 def world():
@@ -122,7 +124,7 @@ def setup(device, seed, group=True):
         if device.type == "cuda" and device.index is None:  # decided before anything is put on the first GPU
             own_gpu = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count()
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % max(torch.cuda.device_count(), 1))
-        torch.zeros(1, device=device).item()
+        torch.zeros(1, dtype=torch.float64, device=device).item()  # in which epochs are summed
     except Exception as error:  # each kind of device raises its own
         raise UserError(f"cannot use the device '{device}': {str(error).splitlines()[0]}") from None
     if device.type == "cuda":
@@ -136,7 +138,8 @@ def setup(device, seed, group=True):
                 socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=30).close()
             except OSError:
                 raise OSError("torchrun ended before this rank began") from None
-        dist.init_process_group("nccl" if own_gpu else "gloo", timeout=timedelta(minutes=10))
+        with user_errors("torch.distributed"):
+            dist.init_process_group("nccl" if own_gpu else "gloo", timeout=timedelta(minutes=10))
     torch.manual_seed(seed)
     return device
 
@@ -219,13 +222,18 @@ def _resolved(flags):
     return {k: os.path.realpath(v) if isinstance(v, str) and os.path.exists(v) else v for k, v in flags.items()}
 
 
+def _checksums(flags):
+    """{flag: checksum of the file that it names}: a super-net that was trained anew is another input."""
+    return {k: zlib.crc32(Path(v).read_bytes()) for k, v in flags.items() if isinstance(v, str) and os.path.isfile(v)}
+
+
 class Run:
     """A run folder: config.json, what a resume needs (last.pt), the product, and result.json, whose presence means done."""
 
     def __init__(self, args, device):
         self.folder, self.history = args.out, []
         flags = json.loads(json.dumps(vars(args)))
-        self.config = {"flags": flags, "resolved": _resolved(flags), **environment(device)}
+        self.config = {"flags": flags, "resolved": _resolved(flags), "inputs": _checksums(flags), **environment(device)}
         with user_errors():
             os.makedirs(self.folder, exist_ok=True)
         if os.path.exists(self.path("config.json")):
@@ -243,16 +251,17 @@ class Run:
         """UserError if a flag that changes the result is not what it was when the run began."""
         with reading(self.path("config.json"), "the config.json of a run"), open(self.path("config.json")) as file:
             saved = json.load(file)
-            flags = saved["flags"], self.config["flags"]
+            was, now = flags = saved["flags"], self.config["flags"]
             real_paths = saved.get("resolved", {}), self.config["resolved"]  # a committed config.json has no paths of a machine
 
-        def same(name):  # as written or, if it is a path, as a real path
-            return any(was.get(name) == now.get(name) for was, now in (flags, real_paths))
+            def same(name):  # as written or, if it is a path, as a real path
+                return any(was.get(name) == now.get(name) for was, now in (flags, real_paths))
 
-        was, now = flags
-        changed = [f"{k} was {was.get(k)}, is {now.get(k)}" for k in sorted({*was, *now} - NEUTRAL) if not same(k)]
+            changed = [f"{k} was {was.get(k)}, is {now.get(k)}" for k in sorted({*was, *now} - NEUTRAL) if not same(k)]
+            before = saved.get("inputs", {})
+            changed += [f"'{now[k]}' has changed" for k, crc in self.config["inputs"].items() if before.get(k, crc) != crc]
         if changed:
-            raise UserError(f"'{self.folder}' holds a run with other flags: {', '.join(changed)}")
+            raise UserError(f"'{self.folder}' holds a run with other flags or files: {', '.join(changed)}")
 
     def _lock(self):
         """Keeps a second run out of the folder where files can be locked. UserError if another run has it."""

@@ -10,7 +10,7 @@ from .data import Batches, Normalise, channel_stats
 def least_squares_classifier(features, labels, class_weights, ridge=1e-3):
     """A function (n, D) -> scores (n, C), fitted to features (m, D) by weighted least squares to one-hot labels.
 
-    Eq. 4 with another loss, for which it has a closed form. class_weights: (C,). ridge: penalty of the squared weights,
+    Solves Eq. 4 for the squared error, which has a closed form. class_weights: (C,). ridge: penalty of the squared weights,
     relative to the mean variance of a feature.
     """
     weights = class_weights.double()[labels]
@@ -25,7 +25,7 @@ def least_squares_classifier(features, labels, class_weights, ridge=1e-3):
 
 
 def explained_variance(scores, labels):
-    """100 (1 - squared error / variance) of scores (n, C) that estimate one-hot labels (n,); negative if a guess is better."""
+    """100 (1 - squared error / variance) of scores (n, C) for one-hot labels (n,); negative if their mean is better."""
     truth = F.one_hot(labels, scores.shape[1]).double()
     return 100 * (1 - (scores - truth).square().sum() / (truth - truth.mean(0)).square().sum()).item()
 

@@ -1,7 +1,8 @@
 """The space of single-path one-shot NAS (Guo et al. 2020), whose search the paper follows: twenty blocks of four kinds.
 
 A block is that of ShuffleNet-v2 (Ma et al. 2018) with a depth-wise kernel of 3, 5 or 7, or `x`, like Xception, with three
-depth-wise 3x3. An architecture is twenty genes, and as a string twenty tokens: `3-3-5-x-...`. The layout is for 32x32 images.
+depth-wise 3x3 convolutions. An architecture is twenty genes, and as a string twenty tokens: `3-3-5-x-...`. The layout is for
+32x32 images.
 """
 
 import math

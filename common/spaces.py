@@ -88,7 +88,7 @@ def supernet(name, num_classes, channels, cells):
 
 
 def load_supernet(path):
-    """(checkpoint, super-net) of a supernet.pt. UserError if it is damaged, its weights do not fit, or are not finite."""
+    """(checkpoint, super-net) of a supernet.pt. UserError if it is damaged or its weights do not fit or are not finite."""
     checkpoint = load_checkpoint(path, "super-net")
     with reading(path, "the checkpoint of a super-net"):
         net = supernet(*(checkpoint[key] for key in ("space", "num_classes", "channels", "cells")))

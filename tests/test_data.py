@@ -40,6 +40,7 @@ def test_a_ratio_below_one_is_refused(ratio):
 def test_a_single_class_and_unequal_classes():
     assert data.long_tail_counts([7], 100) == [7]
     assert data.long_tail_counts([4900] * 10, 49)[-1] == 100  # 4900 * (1 / 49) is 99.99...
+    assert data.long_tail_counts([32] * 6, 32) == [32, 16, 8, 4, 2, 1]  # 32 ** (4 / 5) is 16.000000000000004
     assert data.long_tail_counts([100, 50, 3], 1) == [100, 50, 3]
     assert data.long_tail_counts([100, 50, 3], 100) == [100, 5, 1]
 
@@ -61,6 +62,8 @@ def test_hold_out_comes_before_the_draw_and_is_disjoint(images):
     names = [{row.tobytes() for row in split[0].flatten(1).numpy()} for split in (train, val, test)]
     assert not names[0] & names[1] and not names[2] & (names[0] | names[1])
     assert names[0] | names[1] < {row.tobytes() for row in full[0].flatten(1).numpy()}
+    labels = np.arange(40) % 4
+    assert len({tuple(data.hold_out(labels, 3, seed)[1]) for seed in range(5)}) == 5
     with pytest.raises(ValueError, match="smallest class has 30"):
         data.load(("train",), images, val_per_class=30)
 
@@ -81,6 +84,11 @@ def test_folder_images_are_read_exactly_and_others_resized(images, tmp_path):
     assert torch.equal(pixels[0], first)
     assert data.load(("test",), images, image_size=16)[0][0].shape == (40, 16, 16, 3)
     assert data.class_sizes(images, "train") == [30] * 4
+    shutil.copytree(images, tmp_path / "wide")
+    tall, grey = np.zeros((40, 20, 3), np.uint8), np.full((20, 20, 3), 99, np.uint8)
+    tall[10:30] = grey  # its centre
+    Image.fromarray(tall).save(tmp_path / "wide/val/class0/0.png")
+    assert torch.equal(data.load(("test",), str(tmp_path / "wide"), image_size=20)[0][0][0], torch.from_numpy(grey))
 
 
 def test_synthetic_sets_are_fixed_varied_and_share_no_class():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_engine import ALL_CONV, network
 
-from common import data, engine, nats, scoring, spaces
+from common import data, drw, engine, nats, scoring, spaces
 
 
 def test_recalibration_makes_eval_agree_with_batch_statistics():
@@ -41,6 +41,33 @@ def test_score_is_accuracy_whatever_was_scored_before():
     last = scores(archs)[archs[-1]]  # whose statistics are still there
     right = engine.correct_by_class(net, engine.normalised_chunks(split[0], normalise), split[1], archs[-1])
     assert right.shape == (4,) and right.sum() * 100 / 60 == pytest.approx(last)
+
+
+def test_what_a_score_depends_on():
+    """The seed chooses the BN images, the training images normalise, and an own classifier weights rare classes as P1 does."""
+    net, generator = network(), torch.Generator().manual_seed(0)
+    images, labels = torch.randint(0, 256, (120, 32, 32, 3), dtype=torch.uint8, generator=generator), torch.arange(120) % 4
+    images, rare = images // (1 + labels[:, None, None, None]), (labels != 3) | (torch.arange(120) < 12)
+    val = images[:40], labels[:40]
+
+    def score(train=(images, labels), val=val, n=120, seed=0, own=True):
+        return scoring.scorer(net, train, val, n, seed, own)(ALL_CONV)
+
+    assert score() == score() and score(n=20) != score(n=20, seed=1)
+    bright = images // 2 + 100, labels
+    assert score(val=bright) != pytest.approx(score(train=bright, val=bright))
+    normalise = data.Normalise(*data.channel_stats(images[rare]), 32, "cpu")
+    known, known_labels = data.Batches((images[rare], labels[rare]), normalise, 120, 0).first(120)
+    engine.recalibrate(net, [known], ALL_CONV)
+    net.eval()
+    with torch.inference_mode():
+        features = [net.features(x, ALL_CONV) for x in (known, normalise(val[0]))]
+    weights = drw.class_weights(labels[rare].bincount())
+    expected, plain = (
+        scoring.explained_variance(scoring.least_squares_classifier(features[0], known_labels, w)(features[1]), val[1])
+        for w in (weights, torch.ones(4))
+    )
+    assert score(train=(images[rare], labels[rare])) == pytest.approx(expected, rel=1e-3) != pytest.approx(plain, rel=1e-3)
 
 
 def test_explained_variance_is_that_of_weighted_least_squares():
@@ -100,4 +127,7 @@ def test_scoring_is_in_fp32_and_training_may_round_to_tf32(monkeypatch):
     split = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8), torch.arange(8) % 4
     for own_classifier in (False, True):
         scoring.scorer(nats.Network(4, 4, 1), split, split, 8, 0, own_classifier)(ALL_CONV)
-    assert len(seen) == 5 and not any(seen) and torch.backends.cudnn.allow_tf32
+    net = nats.Network(4, 4, 1)
+    engine.recalibrate(net, [torch.randn(2, 3, 8, 8)], ALL_CONV)  # as retrain.py and rank_transfer.py do
+    engine.correct_by_class(net, [torch.randn(2, 3, 8, 8)], torch.arange(2), ALL_CONV)
+    assert len(seen) == 7 and not any(seen) and torch.backends.cudnn.allow_tf32

@@ -61,6 +61,13 @@ def test_children_come_from_the_best_by_crossover_and_mutation():
     assert children(mutations=5, mutate_probability=1e-9) != mutated
 
 
+def test_of_equal_scores_the_first_found_is_the_better():
+    args = SimpleNamespace(**{**PAPER, "population": 5, "crossovers": 0, "mutations": 5, "topk": 1})
+    scores = {(0,) * 6: 1.0, (4,) * 6: 1.0}
+    children = search.propose(nats, scores, lambda arch: True, np.random.default_rng(0), args)
+    assert min(arch.count(0) for arch in children) >= 3
+
+
 def test_keeps_to_a_limit():
     scores = evolve(fits=lambda arch: arch.count(3) <= 1)
     assert len(scores) > 500 and all(arch.count(3) <= 1 for arch in scores)

@@ -297,6 +297,17 @@ def test_a_finished_run_says_so_and_other_flags_are_refused(supernet, tmp_path, 
     stage(*argv)
     assert "already finished" in capsys.readouterr().out and (tmp_path / "result.json").stat().st_mtime_ns == before
     assert "seed was 0, is 5" in refused(*argv, "--seed", 5)
+    first = (tmp_path / "scores.jsonl").read_text()
+    stage(*argv[:-1], tmp_path / "other", "--seed", 5)
+    assert {line.split(", ")[2] for line in first.splitlines()} != {
+        line.split(", ")[2] for line in (tmp_path / "other/scores.jsonl").read_text().splitlines()
+    }
+    other = runtime.load_checkpoint(supernet, "super-net")
+    runtime.save(changed := str(tmp_path / "changed.pt"), {**other, "seed": 7})
+    anew = ["search", "--supernet", changed, *SEARCH, "--out", tmp_path / "anew"]
+    stage(*anew)
+    runtime.save(changed, {**other, "seed": 8})
+    assert f"'{changed}' has changed" in refused(*anew)
     (tmp_path / "result.json").write_text("")
     assert "result.json" in refused(*argv)
 
@@ -344,6 +355,10 @@ def test_a_folder_without_the_paths_of_its_machine_resumes(supernet, images, tmp
 
 
 def test_two_ranks_run_every_stage_and_search_as_one_does(images, tmp_path):
+    images = shutil.copytree(images, tmp_path / "images")
+    for i in range(3):  # so that a class is neither all right nor all wrong, and its halves differ
+        for c in range(4):
+            shutil.copy(images / f"val/class{(c + 2) % 4}/9.png", images / f"val/class{c}/{i}.png")
     shared = ["--dataset", images, "--imbalance", 2, "--batch-size", 32, "--epochs", 1]
     chain = [
         ("train_supernet.py", *SMALL, *shared, "--out", tmp_path / "s"),
@@ -358,6 +373,11 @@ def test_two_ranks_run_every_stage_and_search_as_one_does(images, tmp_path):
     done = command(*chain[-1], ranks=2)
     assert done.returncode == 0, done.stderr
     trained = result(tmp_path / "r")
-    assert trained["accuracy"]["all"] == pytest.approx(np.mean(trained["per_class"]))
+    net = nats.Network(4, 4, 1, nats.from_string(trained["arch"]))
+    net.load_state_dict(runtime.load_checkpoint(tmp_path / "r/model.pt", "sub-net")["net"])
+    (train, _), (test, labels) = data.load(("train", "test"), str(images), imbalance=2)
+    chunks = engine.normalised_chunks(test, data.Normalise(*data.channel_stats(train), 32, "cpu"))
+    right = 100 * engine.correct_by_class(net, chunks, labels) / 10
+    assert trained["per_class"] == right.tolist() and trained["accuracy"]["all"] == pytest.approx(right.mean().item())
     stage("search", *chain[2][1:-1], tmp_path / "alone")
     assert untimed(tmp_path / "q") == untimed(tmp_path / "alone")
