@@ -126,7 +126,7 @@ def setup(device, seed, group=True):
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % max(torch.cuda.device_count(), 1))
         torch.zeros(1, dtype=torch.float64, device=device).item()  # in which epochs are summed
     except Exception as error:  # each kind of device raises its own
-        raise UserError(f"cannot use the device '{device}': {str(error).splitlines()[0]}") from None
+        raise UserError(f"cannot use the device '{device}': {str(error).partition('. ')[0]}") from None
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.deterministic = True  # the same seed gives the same bits
