@@ -35,7 +35,8 @@ def parse_args(argv=None):
     text = "mmacs:M, all of nats with M million multiply-accumulates; random:N; or a file with one architecture per line"
     group.add_argument("--archs", default="mmacs:149", help=text)
     group.add_argument("--space", choices=spaces.SPACES, default="nats", help="search space of the architectures")
-    group.add_argument("--distinct", action="store_true", help="nats: keep one of the architectures that compute the same")
+    text = "nats: keep one of each set of architectures that compute the same function"
+    group.add_argument("--distinct", action="store_true", help=text)
     text = "nats: keep those with a path from input to output; with --tabulate, too"
     group.add_argument("--connected", action="store_true", help=text)
     flags.add_shape(group)

@@ -59,7 +59,9 @@ def parse_args(argv=None):
     parser = runtime.Parser(__doc__)
     parser.add_argument("command", choices=("quick", "list", "cost", "run", "report"), help="what to do with the plan")
     parser.add_argument("tables", nargs="*", default=[], metavar="TABLE", help=f"tables and figures: {', '.join(TABLES)}")
-    parser.add_argument("--scale", choices=SCALES, help="defaults of the flags below (default: paper; of `quick`: quick)")
+    parser.add_argument(
+        "--scale", choices=SCALES, help="defaults of the flags below (default: quick for the command quick, else paper)"
+    )
     for name, (default, kind, text) in SETTING.items():
         choices = spaces.SPACES if name == "space" else None
         parser.add_argument("--" + name.replace("_", "-"), default=default, type=kind, choices=choices, help=text)

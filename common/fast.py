@@ -69,7 +69,7 @@ def _pooling(c, h, w, stride, dtype, device):
     """A 3x3 window of ones (C, 1, 3, 3), and 1 / the number of pixels in each window, (1, C, H / stride, W / stride)."""
     with torch.inference_mode(False):  # what scoring caches must be usable in training
         pixels = F.conv2d(torch.ones(1, 1, h, w), torch.ones(1, 1, 3, 3), stride=stride, padding=1)
-        inverse = pixels.float().reciprocal().expand(1, c, -1, -1).to(device, dtype)  # autocast has counted in bf16
+        inverse = pixels.reciprocal().expand(1, c, -1, -1).to(device, dtype)
         ones = torch.ones(c, 1, 3, 3, dtype=dtype, device=device)
         return ones, inverse.contiguous(memory_format=torch.channels_last)
 

@@ -46,7 +46,7 @@ def image_size(text):
     return value
 
 
-image_size.__name__ = "int"
+image_size.__name__ = "int"  # in argparse's message
 
 
 def add_run(parser, out, seeds=False):
@@ -114,7 +114,7 @@ def add_sampling(group):
 def add_shape(group):
     text = "width of the first stage (default: 16 for nats and resnet32, 36 for darts, 64 for shufflenet)"
     group.add_argument("--channels", type=width, help=text)
-    text = "cells per stage (nats: 5), cells in all (darts: 20), or blocks per stage (shufflenet: 4, resnet32: 5)"
+    text = "cells per stage (default 5: nats), cells in all (20: darts), or blocks per stage (4: shufflenet, 5: resnet32)"
     group.add_argument("--cells", type=positive_int, help=text)
 
 

@@ -30,11 +30,11 @@ class Plan(dict):
         if self.args.cuda_graphs and command[0] in ("retrain.py", "rank_transfer.py"):
             where.append("--cuda-graphs")
         stage = Stage([str(word) for word in (*command, *where)], needs, turn, work)
-        known = self.setdefault(name, stage)
+        known = self.get(name, stage)
         if known.command != stage.command:
             advice = "--source and --target must be different datasets, in folders of different names"
             raise UserError(f"two different runs would be called '{name}': {advice}")
-        self[name] = stage._replace(turn=min(known.turn, turn))
+        self[name] = stage._replace(turn=min(known.turn, turn))  # a table may want it earlier than another
         return name
 
     def long_tailed(self, dataset, ratio, held_out=None):
@@ -139,8 +139,7 @@ def table_1(plan):
 def transfer(plan, numbers, stage_of=Plan.subnet, backwards=False, **kwargs):
     """Tables 3 to 6 and Figure 2."""
     pair = (plan.args.source, plan.args.target)[:: -1 if backwards else 1]
-    ratios = dict.fromkeys(plan.args.ratios or numbers)
-    return plan.cells(numbers, ratios, lambda row, *rest: stage_of(plan, row, *pair, *rest), **kwargs)
+    return plan.cells(numbers, plan.args.ratios or numbers, lambda row, *rest: stage_of(plan, row, *pair, *rest), **kwargs)
 
 
 def figure_1(plan):
@@ -166,7 +165,7 @@ def the_study(plan):
         held_out = min(sizes) - images // len(sizes) if method == "small" else None
         flags, n = plan.long_tailed(args.target, ratio, held_out)
         flags = ["--datasets", f"{args.target}:{ratio}", *flags[4:]]
-        epochs, warmup = (round(images / n * epochs) for epochs in (args.subnet_epochs, args.warmup))  # equal steps
+        epochs, warmup = (round(images / n * at_100x) for at_100x in (args.subnet_epochs, args.warmup))  # equal steps
         flags += given(epochs=max(1, epochs), warmup=warmup)
         flags += given(data_seed=data_seed, channels=args.channels, cells=args.cells, method=method)
         turn = nth - len(study.SETTINGS)  # before all super-nets

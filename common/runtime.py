@@ -97,7 +97,7 @@ def launch(parse_args, main):
 
 def rank():
     """This process's number among those that torchrun started, 0 without torchrun."""
-    return int(os.environ.get("RANK", 0)) if "WORLD_SIZE" in os.environ else 0
+    return int(os.environ.get("RANK", 0))
 
 
 def world():
@@ -124,7 +124,7 @@ def setup(device, seed, group=True):
         if device.type == "cuda" and device.index is None:  # decided before anything is put on the first GPU
             own_gpu = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count()
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % max(torch.cuda.device_count(), 1))
-        torch.zeros(1, dtype=torch.float64, device=device).item()  # in which epochs are summed
+        torch.zeros(1, dtype=torch.float64, device=device).item()  # what epochs are summed in; MPS lacks it
     except Exception as error:  # each kind of device raises its own
         raise UserError(f"cannot use the device '{device}': {str(error).partition('. ')[0]}") from None
     if device.type == "cuda":
@@ -233,8 +233,9 @@ class Run:
     def __init__(self, args, device):
         self.folder, self.history = args.out, []
         flags = json.loads(json.dumps(vars(args)))
-        self.config = {"flags": flags, "resolved": _resolved(flags), "inputs": _checksums(flags), **environment(device)}
         with user_errors():
+            inputs = {"resolved": _resolved(flags), "inputs": _checksums(flags)}
+            self.config = {"flags": flags, **inputs, **environment(device)}
             os.makedirs(self.folder, exist_ok=True)
         if os.path.exists(self.path("config.json")):
             self._compare_flags()
@@ -261,7 +262,7 @@ class Run:
             before = saved.get("inputs", {})
             changed += [f"'{now[k]}' has changed" for k, crc in self.config["inputs"].items() if before.get(k, crc) != crc]
         if changed:
-            raise UserError(f"'{self.folder}' holds a run with other flags or files: {', '.join(changed)}")
+            raise UserError(f"'{self.folder}' holds a run with other flags or files: {', '.join(changed)}; give another --out")
 
     def _lock(self):
         """Keeps a second run out of the folder where files can be locked. UserError if another run has it."""
