@@ -13,6 +13,7 @@ is kept beside its scores, and the same command with other options scores it fur
 import argparse
 import copy
 import json
+import re
 import sys
 import time
 from collections import defaultdict
@@ -184,7 +185,8 @@ def scores(net, archs, bn_chunks, bn_labels, val_chunks, labels, recalibrate):
 
 def run(args):
     way = {**BASE, "precision": args.precision, **WAYS[args.way]}
-    trained = Path(args.out) / f"{args.way.replace(' ', '_').replace(',', '')}_s{args.seed}.pt"
+    name = re.sub(r"\W+", "_", args.way)  # best:3 -> best_3, since Windows allows no colon
+    trained = Path(args.out) / f"{name}_s{args.seed}.pt"
     out = trained.with_suffix(".final.jsonl" if args.final else ".jsonl")
     truth = read_truth(args.truth)
     archs = list(truth)[args.archs :] if args.final else list(truth)[: args.archs]
