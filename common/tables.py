@@ -21,7 +21,7 @@ import re
 import numpy as np
 import torch
 
-from . import spaces
+from . import runtime, spaces
 from .kendall import kendall_tau
 
 FIELDS = ("arch", "dataset", "imbalance", "seed", "accuracy")  # and `method`, which may be missing
@@ -37,7 +37,7 @@ def read(files):
     """
     found = {}
     for path in files:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
+        with runtime.reading(path, "a file of accuracies"), open(path, encoding="utf-8-sig", errors="replace") as file:
             lines = [(number, line.strip()) for number, line in enumerate(file, start=1) if line.strip()]
         header = next(csv.reader(line[:100_000] for _, line in lines[:1]), [])  # csv refuses longer cells
         is_csv = header[:1] == ["arch"]

@@ -239,7 +239,7 @@ def test_what_stops_a_unit_is_told_with_its_name(images, tmp_path):
         (["--supernet", "SUPERNET", "--seeds", "1", "2"], "give --seeds one seed"),
         (["--supernet", "nowhere.pt"], "no file 'nowhere.pt'"),
         (["--supernet", ""], "no file ''"),
-        (["--tabulate", "nowhere"], "nowhere"),
+        (["--tabulate", "nowhere"], "there is no file 'nowhere'"),
         (["--plot", "tau.png"], "--plot draws the matrix of --tabulate"),
     ],
 )
