@@ -147,9 +147,9 @@ def study_picture(found, path):
             values = {quantity: value for quantity, *value in rows}
             points = [(i, *values[q]) for i, q in enumerate(labels) if q in values]
             y, tau, low, high = np.array(points).T
-            axes.errorbar(tau, y + 0.1 * nth, (tau - low, high - tau), fmt="o", capsize=3, label=f"set {name}")
+            axes.errorbar(tau, y + 0.15 * nth, xerr=(tau - low, high - tau), fmt="o", capsize=3, label=f"set {name}")
         axes.set_yticks(range(len(labels)), labels.values())
-        axes.invert_yaxis()
+        axes.set_ylim(len(labels) - 0.5, -0.5)  # the first on top
         axes.axvline(0, color="grey", linewidth=0.8)
         axes.set_title(title, fontsize="medium")
     axes.legend()

@@ -174,10 +174,17 @@ def test_what_is_not_there_yet_is_left_out(tmp_path, monkeypatch, capsys):
     assert refused("reproduce", *argv) == f"there is no file '{lost}'"
 
 
-def test_the_picture_names_quantities_that_the_study_has(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
+def test_the_picture_shows_taus_with_their_intervals(tmp_path, monkeypatch):
+    figures = pytest.importorskip("matplotlib.figure")
     monkeypatch.setattr(tables, "interval", partial(tables.interval, resamples=20))
     found = {name: study.decide(lines(), ARCHS[of_set]) for name, of_set in study.SETS.items()}
     assert {quantity for panel in study.PANELS.values() for quantity in panel} <= {row[0] for row in found["B"]}
+    drawn, save = [], figures.Figure.savefig
+    monkeypatch.setattr(figures.Figure, "savefig", lambda self, *args, **how: drawn.append(self) or save(self, *args, **how))
     report.study_picture(found, tmp_path / "study.png")
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+    for axes, panel in zip(drawn[0].axes, study.PANELS.values(), strict=True):
+        for bars, rows in zip(axes.containers, found.values(), strict=True):
+            ends = [[x for x, _ in bar] for bar in bars.lines[2][0].get_segments() if len(bar)]  # a NaN has no bar
+            expected = {quantity: [low, high] for quantity, _, low, high in rows if not np.isnan(low)}
+            np.testing.assert_allclose(ends, [expected[quantity] for quantity in panel if quantity in expected])
