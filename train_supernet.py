@@ -21,15 +21,10 @@ def parse_args(argv=None):
     group.add_argument("--space", choices=spaces.SPACES, default="nats", help="search space")
     flags.add_shape(group)
     flags.add_sampling(group)
-    text = "let the learning rate fall along half a cosine instead of at --milestones"
-    group.add_argument("--cosine", action="store_true", help=text)
     flags.add_data(parser, dataset="cifar10", imbalance=1)
     flags.add_training(parser, "super-net")
     flags.add_run(parser, out="runs/supernet")
     args = parser.parse_args(argv)
-    if args.cosine and args.milestones:
-        parser.error("--cosine takes the place of --milestones: give one of them")
-    args.milestones = [] if args.cosine else args.milestones
     flags.fill_shape(args, args.space)
     flags.fill_schedule(args, "super-net")
     return args
@@ -57,9 +52,8 @@ def main(args):
 
     # loop
     engine.use_batch_statistics(net)
-    cosine = args.epochs if args.cosine else None
     for epoch in range(run.resume(net, optimizer), args.epochs + 1):
-        optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup, cosine=cosine)
+        optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, args.lr, args.milestones, args.warmup)
         class_weights = weights if drw.reweighted(epoch, args.reweight_from) else torch.ones_like(weights)
         metrics = engine.train_epoch(
             net, batches, epoch, optimizer, class_weights, loss=loss, paths=paths, clip=args.clip, precision=args.precision

@@ -1,4 +1,4 @@
-"""Effective-number class weights, delayed re-weighting (DRW), and the learning-rate schedule.
+"""Effective-number class weights, delayed re-weighting (DRW), and the step learning-rate schedule.
 
 Needs nothing else of this repo; copy the file to use it:
 
@@ -7,8 +7,6 @@ Needs nothing else of this repo; copy the file to use it:
 
 Epochs are counted from 1, and "at epoch E" means from the E-th epoch on, as the paper's "re-weighting at epoch 1" needs.
 """
-
-import math
 
 import torch
 
@@ -32,11 +30,7 @@ def reweighted(epoch, start):
     return start is not None and epoch >= start
 
 
-def learning_rate(epoch, base, milestones, warmup=0, gamma=0.01, cosine=None):
-    """Rises linearly over `warmup` epochs to `base`, then is multiplied by `gamma` at each milestone (section 4.1).
-
-    cosine: number of epochs over which it also falls along half a cosine, towards 0 (Loshchilov and Hutter 2017).
-    """
+def learning_rate(epoch, base, milestones, warmup=0, gamma=0.01):
+    """Rises linearly over `warmup` epochs to `base`, then is multiplied by `gamma` at each milestone (section 4.1)."""
     rise = min(1.0, epoch / warmup) if warmup else 1.0
-    fall = (1 + math.cos(math.pi * (epoch - 1) / cosine)) / 2 if cosine else 1.0
-    return base * rise * fall * gamma ** sum(epoch >= m for m in milestones)
+    return base * rise * gamma ** sum(epoch >= m for m in milestones)

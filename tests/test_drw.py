@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,13 +33,3 @@ def test_schedule_is_the_papers():
     assert rates == pytest.approx([0.02, 0.08, 0.1, 0.1, 1e-3, 1e-3, 1e-5, 1e-5])
     assert [drw.reweighted(e, 160) for e in (1, 159, 160, 200)] == [False, False, True, True]
     assert drw.reweighted(1, 1) and not drw.reweighted(500, None)
-
-
-def test_a_cosine_schedule_is_pytorchs():
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
-    reference, rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20), []
-    for _ in range(20):
-        rates += reference.get_last_lr()
-        optimizer.step()
-        reference.step()
-    assert [drw.learning_rate(epoch, 0.1, (), cosine=20) for epoch in range(1, 21)] == pytest.approx(rates)

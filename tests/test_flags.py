@@ -17,8 +17,7 @@ SEARCH = {"generations": 20, "population": 50, "crossovers": 25, "mutations": 25
           "bn_images": 2000, "own_classifier": False, "max_mmacs": None}  # fmt: skip
 DEFAULTS = {
     ("train_supernet",): {**SCRATCH, "space": "nats", "channels": 16, "cells": 5, "dataset": "cifar10", "imbalance": 1,
-                          "epochs": 600, "milestones": [400, 500], "reweight_from": 400, "sampling": "uniform",
-                          "cosine": False},
+                          "epochs": 600, "milestones": [400, 500], "reweight_from": 400, "sampling": "uniform"},
     ("adapt", "--supernet", "s.pt"): {**TRAINING, "procedure": "P1", "dataset": "cifar100", "imbalance": 100, "lr": 0.01,
                                       "warmup": 0, "epochs": 200, "milestones": [100], "reweight_from": 1,
                                       "features_every": 1, "sampling": "uniform"},
@@ -49,7 +48,6 @@ def test_every_flag_of_training_changes_the_weights(script, images, supernet, tm
     target = ["--dataset", images, "--imbalance", 4, "--image-size", 16, "--batch-size", 40, "--epochs", 2, "--lr", 0.1]
     changes = [*COMMON, ("--reweight-from", 2 if script == "adapt" else 1)]  # P2 re-weights from the first of two epochs
     changes += [("--sampling", "strict")] if script != "retrain" else []
-    changes += [("--cosine",)] if script == "train_supernet" else []
     product, kind = ("model.pt", "sub-net") if script == "retrain" else ("supernet.pt", "super-net")
 
     def trained(out, *change):

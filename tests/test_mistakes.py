@@ -17,7 +17,6 @@ from common import runtime
         ("train_supernet", ["--dataset", "cifar11"], "unknown dataset 'cifar11'"),
         ("train_supernet", ["--dataset", "IMAGES", "--imbalance", "0.5"], "at least 1 and finite, not 0.5"),
         ("train_supernet", ["--dataset", "IMAGES", "--epochs", "10", "--milestones", "5", "11"], "names epoch 11"),
-        ("train_supernet", ["--milestones", "5", "--cosine"], "--cosine takes the place of --milestones: give one of them"),
         ("train_supernet", ["--dataset", "IMAGES", "--epochs", "ten"], "--epochs: invalid int value: 'ten'"),
         (
             "train_supernet",

@@ -137,9 +137,10 @@ def train(args, way, train_split, report):
     flags.fill_schedule(schedule, "super-net")
     for epoch in range(1, epochs + 1):
         start = time.perf_counter()
-        milestones = schedule.milestones if way["decay"] == "steps" else ()
-        cosine = epochs if way["decay"] == "cosine" else None
-        optimizer.param_groups[0]["lr"] = drw.learning_rate(epoch, way["lr"], milestones, warmup=1, cosine=cosine)
+        rate = drw.learning_rate(epoch, way["lr"], schedule.milestones if way["decay"] == "steps" else (), warmup=1)
+        if way["decay"] == "cosine":
+            rate *= (1 + np.cos(np.pi * (epoch - 1) / epochs)) / 2
+        optimizer.param_groups[0]["lr"] = rate
         engine.use_batch_statistics(net)
         metrics = engine.train_epoch(
             net, batches, epoch, optimizer, torch.ones(10), paths=paths, loss=loss, precision=way["precision"]
