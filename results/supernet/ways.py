@@ -28,13 +28,14 @@ from table import measures, read_truth, shown, weight
 
 from common import data, drw, engine, flags, nats, runtime, scoring, spaces
 
-BASE = {"channels": 8, "cells": 1, "lr": 0.1, "weight_decay": 2e-4, "decay": "steps", "sampling": "uniform"}
+BASE = {"channels": 8, "cells": 1, "lr": 0.1, "weight_decay": 2e-4, "decay": "steps", "sampling": "uniform", "cost": 1}
 WAYS = {
     "uniform": {},
     "no decay": {"decay": "none"},
     "cosine": {"decay": "cosine"},
     "no weight decay": {"weight_decay": 0.0},
     "6 channels, 2 cells": {"channels": 6, "cells": 2},
+    "twice the cost": {"cost": 2},
     "convolutions 3, shared batch, cosine": {"sampling": "convolutions 3, shared batch", "decay": "cosine"},
     "by weights, shared batch, cosine": {"sampling": "by weights, shared batch", "decay": "cosine"},
     "by weights, shared batch, 2 cells": {"sampling": "by weights, shared batch", "channels": 6, "cells": 2},
@@ -107,7 +108,8 @@ def train(args, way, train_split, report):
     torch.manual_seed(args.seed)
     net = spaces.supernet("nats", 10, way["channels"], way["cells"])
     sampling = Sampling(way["sampling"], args.seed)
-    epochs = way["epochs"] = round(args.epochs * mean_macs(BASE, "uniform") / (mean_macs(way, way["sampling"]) * sampling.work))
+    budget = way["cost"] * args.epochs * mean_macs(BASE, "uniform")
+    epochs = way["epochs"] = round(budget / (mean_macs(way, way["sampling"]) * sampling.work))
     normalise = data.Normalise(*data.channel_stats(train_split[0]), 32, "cpu")
     batches = OwnBatches(data.Batches(train_split, normalise, 128, args.seed), sampling.copies)
     optimizer = engine.sgd(net, way["lr"], 0.9, way["weight_decay"])
