@@ -8,6 +8,7 @@ import csv
 import json
 import sys
 from collections import defaultdict
+from itertools import combinations
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -54,6 +55,22 @@ def measures(found, truth):
         results[f"{name}: that in the better half"] = kendall_tau(both[half], y[half])
         results[f"{name}: points lost by its favourite"] = tables.regret(y, x)
     return results
+
+
+def agreement(seeds, truth):
+    """Is a ranking noisy or biased? {quantity: (tau, tau in the better half)} for accuracy and squared error.
+
+    "between seeds": the mean tau of two seeds. "summed": tau of the sum of all seeds' standardised scores with the truth.
+
+    seeds: `ways.scores` of the same architectures by super-nets that differ in their seeds.
+    """
+    y, found = np.array([truth[text] for text in seeds[0]]), {}
+    scores = np.array([list(seed.values()) for seed in seeds]).transpose(2, 0, 1)  # (4 scores, seeds, architectures)
+    for name, x in (("accuracy", scores[0]), ("own error", -scores[3])):
+        x, parts = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True), (y >= y.min(), y >= np.median(y))
+        between = [mean(kendall_tau(a[part], b[part]) for a, b in combinations(x, 2)) for part in parts]
+        found |= {f"{name} between seeds": between, f"{name} summed": [kendall_tau(x.sum(0)[part], y[part]) for part in parts]}
+    return found
 
 
 def shown(seeds):
@@ -106,12 +123,13 @@ def parse_args():
 
 def main(args):
     with runtime.user_errors():
-        truth, rows, counting = read_truth(args.truth), defaultdict(list), {}
+        truth, rows, scores, counting = read_truth(args.truth), defaultdict(list), defaultdict(list), {}
         for path in args.files:
             with runtime.reading(path, "a file of ways.py"), open(path) as file:
                 for line in map(json.loads, file):
                     key = line["way"], line["epoch"], line["weights"], line["bn_images"]
                     rows[key].append(measures(line["scores"], truth))
+                    scores[key].append(line["scores"])
                     archs = list(line["scores"])  # the same in all files
         parsed, y = [nats.from_string(text) for text in archs], np.array([truth[text] for text in archs])
         counts = [{"parameters": weight(arch), **nats.trivial_scores(arch)} for arch in parsed]
@@ -123,6 +141,9 @@ def main(args):
         rows = dict(sorted(rows.items()))
         for key, seeds in rows.items():
             print(f"{', '.join(map(str, key))} BN images ({len(seeds)} seeds): {shown(seeds)}")
+            if len(seeds) > 1:
+                for name, (tau, half_tau) in agreement(scores[key], truth).items():
+                    print(f"    {name} {tau:.2f}, better half {half_tau:.2f}")
         if args.plot:
             plot(rows, counting, args.plot)
 
