@@ -205,7 +205,7 @@ def environment(device):
     git, commit = ["git", "-C", os.path.dirname(__file__), "describe", "--always", "--dirty"], None
     with suppress(OSError):  # git is not installed
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
-    cpu = platform.processor() or platform.machine()
+    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"  # AVX2 and AVX-512 round differently
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return {
         "command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]), "commit": commit,

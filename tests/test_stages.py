@@ -69,6 +69,7 @@ def test_from_nothing_to_a_sub_net(space, images, tmp_path):
     assert accuracy["few"] == pytest.approx(np.mean(per_class[1:]))
     config = json.loads((sub / "config.json").read_text())
     assert config.keys() > {"flags", "torch", "commit", "command", "device"} and config["flags"]["seed"] == 0
+    assert config["device"].startswith("cuda") or torch.backends.cpu.get_cpu_capability() in config["device"]
 
 
 def test_a_trained_sub_net_tells_the_classes_apart(images, tmp_path, monkeypatch):
