@@ -26,58 +26,70 @@ def read_truth(path):
     return {text: accuracy for text, accuracy in rows if nats.longest_path(nats.from_string(text)) >= 0}
 
 
+SCORES = ("accuracy", "loss", "own-classifier accuracy", "own-classifier error")
+
+
 def weight(arch):
     """Parameters of a cell in units of a 1x1 convolution; multiply-accumulates have the same ratios."""
     return 9 * arch.count(3) + arch.count(2)
 
 
 def measures(found, truth):
-    """{quantity: value} of a super-net's scores: tau of each of the four, and for accuracy and squared error what follows them.
+    """{score: {quantity: value}} of a super-net, for each of SCORES.
 
     found: {architecture string: its `ways.scores`}. truth: {architecture string: published accuracy}.
     """
-    accuracy, loss, own, error = np.array(list(found.values())).T
     archs, y = [nats.from_string(text) for text in found], np.array([truth[text] for text in found])
     parameters = np.array([weight(arch) for arch in archs])
     live = np.array([nats.trivial_scores(arch)["live convolutions"] for arch in archs])
-    half = y >= np.median(y)
+    half, results = y >= np.median(y), {}
 
     def rank(x):  # equal values share their mean rank
         return (x[:, None] > x).sum(1) + (x[:, None] == x).sum(1) / 2
 
-    scores = {"accuracy": accuracy, "loss": -loss, "own accuracy": own, "own error": -error}
-    results = {name: kendall_tau(x, y) for name, x in scores.items()}
-    for name in ("accuracy", "own error"):
-        x, both = scores[name], rank(scores[name]) + rank(live)
-        results[f"{name}: better half"] = kendall_tau(x[half], y[half])
-        results[f"{name}: given parameters"] = tables.partial_tau(x, y, parameters)
-        results[f"{name}: mean rank with live convolutions"] = kendall_tau(both, y)
-        results[f"{name}: that in the better half"] = kendall_tau(both[half], y[half])
-        results[f"{name}: points lost by its favourite"] = tables.regret(y, x)
+    for name, x in standardised([found]).items():
+        x, both = x[0], rank(x[0]) + rank(live)
+        results[name] = {
+            "tau": kendall_tau(x, y),
+            "better half": kendall_tau(x[half], y[half]),
+            "partial": tables.partial_tau(x, y, parameters),
+            "rank + live": kendall_tau(both, y),
+            "better half of that": kendall_tau(both[half], y[half]),
+            "regret": tables.regret(y, x),
+        }
     return results
 
 
+def standardised(seeds):
+    """{score: (seeds, architectures)} with mean 0 and deviation 1; higher is better. seeds: `ways.scores` of each."""
+    scores = np.array([list(seed.values()) for seed in seeds]).transpose(2, 0, 1)
+    scores *= np.array([1, -1, 1, -1])[:, None, None]  # of loss and error, less is better
+    scores = (scores - scores.mean(2, keepdims=True)) / scores.std(2, keepdims=True)
+    return dict(zip(SCORES, scores, strict=True))
+
+
 def agreement(seeds, truth):
-    """Is a ranking noisy or biased? {quantity: (tau, tau in the better half)} for accuracy and squared error.
+    """{score: {quantity: value}}: is a ranking noisy, or biased? NaN for one seed.
 
-    "between seeds": the mean tau of two seeds. "summed": tau of the sum of all seeds' standardised scores with the truth.
-
-    seeds: `ways.scores` of the same architectures by super-nets that differ in their seeds.
+    "seed, seed": mean tau between two seeds. "summed": tau of the sum of all seeds' standardised scores with the truth.
     """
-    y, found = np.array([truth[text] for text in seeds[0]]), {}
-    scores = np.array([list(seed.values()) for seed in seeds]).transpose(2, 0, 1)  # (4 scores, seeds, architectures)
-    for name, x in (("accuracy", scores[0]), ("own error", -scores[3])):
-        x, parts = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True), (y >= y.min(), y >= np.median(y))
-        between = [mean(kendall_tau(a[part], b[part]) for a, b in combinations(x, 2)) for part in parts]
-        found |= {f"{name} between seeds": between, f"{name} summed": [kendall_tau(x.sum(0)[part], y[part]) for part in parts]}
-    return found
+    y, results = np.array([truth[text] for text in seeds[0]]), {}
+    for name, x in standardised(seeds).items():
+        between = [kendall_tau(a, b) for a, b in combinations(x, 2)] or [np.nan]
+        results[name] = {"seed, seed": mean(between), "summed": kendall_tau(x.sum(0), y) if len(seeds) > 1 else np.nan}
+    return results
 
 
-def shown(seeds):
-    """Mean and standard deviation over seeds of each of their `measures`, as text."""
-    columns = {name: [seed[name] for seed in seeds] for name in seeds[0]}
-    spread = {name: f" +- {stdev(values):.2f}" if len(values) > 1 else "" for name, values in columns.items()}
-    return "; ".join(f"{name} {mean(values):.2f}{spread[name]}" for name, values in columns.items())
+def shown(values):
+    """Mean and standard deviation over seeds, as text."""
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def markdown(rows):
+    """Prints dicts with the same keys as a Markdown table."""
+    for cells in (rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)):
+        print("|", " | ".join(cells), "|")
+    print()
 
 
 def plot(rows, counting, path):
@@ -94,11 +106,11 @@ def plot(rows, counting, path):
                 panels["epochs of uniform"][epoch] = values
         if way == "uniform" and weights == "last" and epoch == last[way] and bn_images:
             panels["BN images of uniform"][bn_images] = values
-    panels["way"] = dict(sorted(panels["way"].items(), key=lambda item: mean(seed["accuracy"] for seed in item[1])))
+    panels["way"] = dict(sorted(panels["way"].items(), key=lambda item: mean(seed["accuracy"]["tau"] for seed in item[1])))
     figure = Figure(figsize=(13, 4.5), layout="constrained")
     for axes, (title, groups) in zip(figure.subplots(1, 3, width_ratios=(2, 1, 1)), panels.items(), strict=True):
-        for quantity, label in {"accuracy": "accuracy of the path", "own error": "squared error of its own classifier"}.items():
-            points = [(place, seed[quantity]) for place, seeds in enumerate(groups.values()) for seed in seeds]
+        for score, label in {"accuracy": "accuracy of the path", "own-classifier error": "error of its own classifier"}.items():
+            points = [(place, seed[score]["tau"]) for place, seeds in enumerate(groups.values()) for seed in seeds]
             place, tau = np.array(points).T
             axes.plot(*((tau, place) if title == "way" else (place, tau)), "o", alpha=0.6, label=label)
         for style, (name, value) in zip((":", "--", "-."), counting.items(), strict=True):
@@ -123,27 +135,33 @@ def parse_args():
 
 def main(args):
     with runtime.user_errors():
-        truth, rows, scores, counting = read_truth(args.truth), defaultdict(list), defaultdict(list), {}
+        truth, found, counting = read_truth(args.truth), defaultdict(list), {}
         for path in args.files:
             with runtime.reading(path, "a file of ways.py"), open(path) as file:
                 for line in map(json.loads, file):
                     key = line["way"], line["epoch"], line["weights"], line["bn_images"]
-                    rows[key].append(measures(line["scores"], truth))
-                    scores[key].append(line["scores"])
+                    found[key].append(line["scores"])
                     archs = list(line["scores"])  # the same in all files
         parsed, y = [nats.from_string(text) for text in archs], np.array([truth[text] for text in archs])
         counts = [{"parameters": weight(arch), **nats.trivial_scores(arch)} for arch in parsed]
-        half = y >= np.median(y)
+        half, lines = y >= np.median(y), []
         for name in counts[0]:
             x = np.array([count[name] for count in counts])
-            counting[name], lost = kendall_tau(x, y), tables.regret(y, x)
-            print(f"{name}: {counting[name]:.2f}; better half {kendall_tau(x[half], y[half]):.2f}; points lost {lost:.2f}")
-        rows = dict(sorted(rows.items()))
-        for key, seeds in rows.items():
-            print(f"{', '.join(map(str, key))} BN images ({len(seeds)} seeds): {shown(seeds)}")
-            if len(seeds) > 1:
-                for name, (tau, half_tau) in agreement(scores[key], truth).items():
-                    print(f"    {name} {tau:.2f}, better half {half_tau:.2f}")
+            counting[name] = kendall_tau(x, y)
+            taus = {"tau": counting[name], "better half": kendall_tau(x[half], y[half]), "regret": tables.regret(y, x)}
+            lines.append({"counting": name, **{key: f"{value:.2f}" for key, value in taus.items()}})
+        markdown(lines)
+        rows = {key: [measures(seed, truth) for seed in found[key]] for key in sorted(found)}
+        agree = {key: agreement(found[key], truth) for key in rows}
+        for score in SCORES:
+            lines = []
+            for (way, epoch, weights, bn_images), seeds in rows.items():
+                label = way if weights == "last" else f"{way}, {weights}"
+                columns = {name: shown([seed[score][name] for seed in seeds]) for name in seeds[0][score]}
+                columns |= {name: tables.shown(v) for name, v in agree[way, epoch, weights, bn_images][score].items()}
+                facts = {"epochs": epoch, "BN images": bn_images, "seeds": len(seeds)}
+                lines.append({f"by {score}": label, **{k: str(v) for k, v in facts.items()}, **columns})
+            markdown(lines)
         if args.plot:
             plot(rows, counting, args.plot)
 

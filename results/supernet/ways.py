@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from table import measures, read_truth, shown, weight
+from table import measures, read_truth, weight
 
 from common import data, drw, engine, flags, nats, runtime, scoring, spaces
 
@@ -213,7 +213,8 @@ def run(args):
                 lines.append({**line, "settings": way, **facts})
                 seconds, accuracies = time.perf_counter() - start, [found[a][0] for a in archs]
                 spread = f"accuracies {np.mean(accuracies):.2f} +- {np.std(accuracies):.2f}"
-                print(f"epoch {epoch} {name} bn {n}: {shown([measures(found, truth)])}; {spread}; {seconds:.0f} s", flush=True)
+                taus = ", ".join(f"{tau['tau']:.2f} by {score}" for score, tau in measures(found, truth).items())
+                print(f"epoch {epoch} {name} bn {n}: tau {taus}; {spread}; {seconds:.0f} s", flush=True)
 
     if trained.exists():
         saved = runtime.load_checkpoint(trained, "super-net")
