@@ -130,7 +130,11 @@ def decisions(records, out):
     rows = {}
     for quantity, *values in itertools.chain(*found.values()):
         rows.setdefault(quantity, [quantity]).append(tables.shown(*values))
-    text = markdown(["", *found], rows.values())
+    seeds = {}
+    for line in lines:
+        seeds.setdefault(line["method"], set()).add(line["seed"])
+    counts = "; ".join(f"{method}: {len(of_method)}" for method, of_method in seeds.items())
+    text = f"Seeds of {counts}. Differences are over the seeds that both have.\n\n" + markdown(["", *found], rows.values())
     if PICTURES and rows:
         study_picture(found, os.path.join(out, "study.png"))
         text += "\n![both claims](study.png)\n"

@@ -55,15 +55,13 @@ def decide(lines, archs):
     settings = {name: whole[name] for name, (*_, seeds) in SETTINGS.items() if whole.get(name, {}).keys() == set(seeds)}
     if "100x" not in settings:
         return []
-    # An unfinished study has more super-nets of one kind than of another: compare those of the seeds that all procedures have.
-    seeds = set.intersection(*([set(whole[name]) for name in PROCEDURES if name in whole] or [set()]))
-    nets = {name: whole[name] for name in (*PROCEDURES, *VARIANTS) if seeds and seeds <= whole.get(name, {}).keys()}
-    scores = {name: np.array([of_seed[seed] for seed in sorted(seeds)]) for name, of_seed in nets.items()}
+    scores = {name: whole[name] for name in (*PROCEDURES, *VARIANTS) if name in whole}
+    seeds = set().union(*scores.values()) or {0}  # baselines have the same scores for all of them
     means = {name: tables.mean_over_seeds(seeds) for name, seeds in settings.items()}
     with torch.device("meta"):  # one cell per stage: more only scale the differences up
         parameters = [spaces.parameters(nats.Network(10, cells=1, arch=nats.from_string(arch))) for arch in archs]
-    scores |= {"balanced accuracy": means["balanced"][None]} if "balanced" in means else {}
-    scores |= {"parameters": np.array([parameters])}
+    scores |= {"balanced accuracy": dict.fromkeys(seeds, means["balanced"])} if "balanced" in means else {}
+    scores |= {"parameters": dict.fromkeys(seeds, np.array(parameters))}
     return claim_1(settings) + claim_2(means["100x"], scores)
 
 
@@ -86,29 +84,30 @@ def claim_1(settings):
 
 
 def claim_2(truth, scores):
-    """Tau of scores with the accuracies at 100x, and the regret of taking the highest, both means over super-nets.
+    """Tau of scores with the accuracies at 100x, and the regret of taking the highest: means over super-nets.
 
-    truth: accuracies (n,) of n architectures. scores: {name: (super-nets, n)}, one row where there are no super-nets.
-    Intervals resample architectures and super-nets. Procedures are paired by the seeds of their super-nets. P1 is compared with
-    everything, and a variant with its procedure.
+    truth: accuracies (n,) of n architectures. scores: {name: {seed: scores (n,)}}. P1 is compared with everything,
+    and a variant with its procedure, each over the seeds that both have. Intervals resample architectures and super-nets.
     """
     rows = [("regret of a random architecture", truth.max() - truth.mean(), np.nan, np.nan)]
-    sizes = len(truth), max(map(len, scores.values()))
+    pairs = [("P1", name) for name in scores if name not in ("P1", *VARIANTS)] + [(of, name) for name, of in VARIANTS.items()]
     for measure, of in (("tau", kendall_tau), ("regret", tables.regret)):
+        for names in [(name,) for name in scores] + [pair for pair in pairs if scores.keys() >= set(pair)]:
+            seeds = sorted(set.intersection(*(set(scores[name]) for name in names)))
 
-        def mean(nets, of=of):
-            return lambda k, seeds: np.mean([of(truth[k], net[k]) for net in nets[seeds % len(nets)]])
+            def statistic(k, nets, of=of, names=names, seeds=seeds):
+                of_each = [np.mean([of(truth[k], scores[name][seeds[net]][k]) for net in nets]) for name in names]
+                return of_each[0] - sum(of_each[1:])
 
-        statistics = {f"{measure} of {name}": mean(nets) for name, nets in scores.items()}
-        pairs = [("P1", name) for name in scores if name not in VARIANTS] + [(of, name) for name, of in VARIANTS.items()]
-        rows += with_differences(statistics, [[f"{measure} of {name}" for name in pair] for pair in pairs], *sizes)
+            quantity = " - ".join(f"{measure} of {name}" for name in names)
+            rows += [(quantity, *tables.interval(statistic, len(truth), len(seeds)))] if seeds else []
     return rows
 
 
-def with_differences(statistics, pairs, *sizes):
+def with_differences(statistics, pairs, count):
     """Rows of statistics, {quantity: function of resampled indices}, and of the first less the second of each pair."""
     found = dict(statistics)
     for one, other in pairs:
         if one != other and {one, other} <= statistics.keys():
-            found[f"{one} - {other}"] = lambda *k, f=statistics[one], g=statistics[other]: f(*k) - g(*k)
-    return [(quantity, *tables.interval(statistic, *sizes)) for quantity, statistic in found.items()]
+            found[f"{one} - {other}"] = lambda k, f=statistics[one], g=statistics[other]: f(k) - g(k)
+    return [(quantity, *tables.interval(statistic, count)) for quantity, statistic in found.items()]

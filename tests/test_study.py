@@ -86,14 +86,24 @@ def test_both_claims_against_scipy(name, monkeypatch):
 
 def test_an_unfinished_study_compares_super_nets_of_the_same_seeds(monkeypatch):
     monkeypatch.setattr(tables, "interval", partial(tables.interval, resamples=5))
-    missing = [("P3", 0), ("P1, every 4", 4), ("P3, CE", 0)]
-    kept = [line for line in lines() if (line["method"], line["seed"]) not in missing]
-    archs = ARCHS[study.SETS["B"]]
-    some = {quantity: value for quantity, value, *_ in study.decide(kept, archs)}
-    same = [line for line in lines() if line["method"] in study.SETTINGS or line["seed"] > 0]
-    every = {quantity: value for quantity, value, *_ in study.decide(same, archs)}
-    assert some.keys() == {quantity for quantity in every if "P1, every 4" not in quantity}
-    np.testing.assert_equal(list(some.values()), [every[quantity] for quantity in some])
+    missing, archs = {"P3": {0}, "P1, every 4": {3, 4}, "P3, CE": {0, 1, 2, 3}}, ARCHS[study.SETS["B"]]
+    kept = [line for line in lines() if line["seed"] not in missing.get(line["method"], ())]
+    rows = {quantity: value for quantity, value, *_ in study.decide(kept, archs)}
+    by = {}
+    for line in lines():
+        by.setdefault((line["method"], line["seed"]), {})[line["arch"]] = line["accuracy"]
+    truth = np.array([by["100x", 0][arch] + by["100x", 1][arch] for arch in archs])
+
+    def mean(name, *seeds):
+        return np.mean([tau(truth, [by[name, seed][arch] for arch in archs]) for seed in seeds])
+
+    assert rows["tau of P1"] == pytest.approx(mean("P1", 0, 1, 2, 3, 4))
+    assert rows["tau of P3"] == pytest.approx(mean("P3", 1, 2, 3, 4))
+    assert rows["tau of P1 - tau of P3"] == pytest.approx(mean("P1", 1, 2, 3, 4) - mean("P3", 1, 2, 3, 4))
+    assert rows["tau of P1 - tau of P1, every 4"] == pytest.approx(mean("P1", 0, 1, 2) - mean("P1, every 4", 0, 1, 2))
+    assert rows["tau of P3 - tau of P3, CE"] == pytest.approx(mean("P3", 4) - mean("P3, CE", 4))
+    none = [line for line in kept if line["method"] != "P3, CE" or line["seed"] != 4]
+    assert "tau of P3 - tau of P3, CE" not in {quantity for quantity, *_ in study.decide(none, archs)}
 
 
 def test_settings_come_first_and_variants_last(tmp_path):
@@ -167,6 +177,7 @@ def test_what_is_not_there_yet_is_left_out(tmp_path, monkeypatch, capsys):
         text = capsys.readouterr().out
         assert [quantity in text for quantity in needs] == [nth >= last for last in needs.values()]
     text = (tmp_path / "report.md").read_text()
+    assert "Seeds of 100x: 2; balanced: 2; P1: 1." in text
     assert "tau of P1 - tau of parameters" in text and "tau of P0" not in text and "small" not in text
     assert len((tmp_path / "accuracies.jsonl").read_text().splitlines()) == 5 * 96
     lost = tmp_path / "alone_100x_s0/accuracies.jsonl"
