@@ -79,8 +79,10 @@ def claim_1(settings):
         for name, seeds in settings.items()
         if len(seeds) > 1 and name != "100x"
     }
-    base = "tau(balanced, 100x)"
-    return with_differences(across, [(base, other) for other in across], count) + with_differences(ceilings, [], count)
+    base, differences = "tau(balanced, 100x)", {}
+    for other in [name for name in across if name != base] if base in across else ():
+        differences[f"{base} - {other}"] = lambda k, other=other: across[base](k) - across[other](k)
+    return [(quantity, *tables.interval(tau, count)) for quantity, tau in (across | differences | ceilings).items()]
 
 
 def claim_2(truth, scores):
@@ -102,12 +104,3 @@ def claim_2(truth, scores):
             quantity = " - ".join(f"{measure} of {name}" for name in names)
             rows += [(quantity, *tables.interval(statistic, len(truth), len(seeds)))] if seeds else []
     return rows
-
-
-def with_differences(statistics, pairs, count):
-    """Rows of statistics, {quantity: function of resampled indices}, and of the first less the second of each pair."""
-    found = dict(statistics)
-    for one, other in pairs:
-        if one != other and {one, other} <= statistics.keys():
-            found[f"{one} - {other}"] = lambda k, f=statistics[one], g=statistics[other]: f(k) - g(k)
-    return [(quantity, *tables.interval(statistic, count)) for quantity, statistic in found.items()]

@@ -15,7 +15,7 @@ from statistics import mean, stdev
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from common import nats, runtime, tables
+from common import nats, report, runtime, tables
 from common.kendall import kendall_tau
 
 
@@ -85,13 +85,6 @@ def shown(values):
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
-def markdown(rows):
-    """Prints dicts with the same keys as a Markdown table."""
-    for cells in (rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)):
-        print("|", " | ".join(cells), "|")
-    print()
-
-
 def plot(rows, counting, path):
     """Tau of each way, and that of `uniform` over epochs and over batch-norm images. A dot is a super-net. Needs matplotlib."""
     from matplotlib.figure import Figure
@@ -150,7 +143,7 @@ def main(args):
             counting[name] = kendall_tau(x, y)
             taus = {"tau": counting[name], "better half": kendall_tau(x[half], y[half]), "regret": tables.regret(y, x)}
             lines.append({"counting": name, **{key: f"{value:.2f}" for key, value in taus.items()}})
-        markdown(lines)
+        print(report.markdown(lines[0], [line.values() for line in lines]))
         rows = {key: [measures(seed, truth) for seed in found[key]] for key in sorted(found)}
         agree = {key: agreement(found[key], truth) for key in rows}
         for score in SCORES:
@@ -161,7 +154,7 @@ def main(args):
                 columns |= {name: tables.shown(v) for name, v in agree[way, epoch, weights, bn_images][score].items()}
                 facts = {"epochs": epoch, "BN images": bn_images, "seeds": len(seeds)}
                 lines.append({f"by {score}": label, **{k: str(v) for k, v in facts.items()}, **columns})
-            markdown(lines)
+            print(report.markdown(lines[0], [line.values() for line in lines]))
         if args.plot:
             plot(rows, counting, args.plot)
 
