@@ -57,6 +57,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.plot and not args.tabulate:
         raise runtime.UserError("--plot draws the matrix of --tabulate: name its files, too")
+    if args.own_classifier and args.supernet is None:
+        raise runtime.UserError("--own-classifier scores architectures in a super-net: give --supernet, too")
     if args.supernet is not None and len(args.seeds) > 1:
         raise runtime.UserError("with --supernet, give --seeds one seed: it chooses the BN images, as search.py's --seed does")
     args.datasets = args.datasets or PAPER

@@ -237,6 +237,7 @@ def test_what_stops_a_unit_is_told_with_its_name(images, tmp_path):
         (["--datasets", "synthetic10:0.5"], "--datasets: must be at least 1"),
         (["--datasets", "cifar11:1"], "unknown dataset 'cifar11'"),
         (["--supernet", "SUPERNET", "--seeds", "1", "2"], "give --seeds one seed"),
+        (["--own-classifier"], "give --supernet, too"),
         (["--supernet", "nowhere.pt"], "no file 'nowhere.pt'"),
         (["--supernet", ""], "no file ''"),
         (["--tabulate", "nowhere"], "there is no file 'nowhere'"),
