@@ -59,7 +59,7 @@ def test_a_lifted_file_imports_nothing_of_this_repo(name, monkeypatch):
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-@pytest.mark.parametrize("page", ["README.md", "results/README.md"])
+@pytest.mark.parametrize("page", ["README.md", *(f"results/{folder}README.md" for folder in ("", "study/", "supernet/"))])
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
     links = re.findall(r'\]\(([^)]+)\)|src="([^"]+)"', text)

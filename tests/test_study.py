@@ -81,6 +81,9 @@ def test_both_claims_against_scipy(name, monkeypatch):
     assert rows["tau of balanced accuracy"][0] == pytest.approx(tau(truth, mean_balanced))
     parameters = [9 * text.count("3x3~") - 9 * text.count("pool_3x3") + text.count("1x1") for text in archs]
     assert rows["tau of parameters"][0] == pytest.approx(tau(truth, parameters), nan_ok=True)  # all of A have as many
+    for name in ("live convolutions", "longest convolution path"):
+        counts = [nats.trivial_scores(nats.from_string(text))[name] for text in archs]
+        assert rows[f"tau of {name}"][0] == pytest.approx(tau(truth, counts))
     assert rows["regret of a random architecture"][0] == pytest.approx(truth.max() - truth.mean())
 
 

@@ -109,7 +109,7 @@ def train(args, way, train_split, report):
     net = spaces.supernet("nats", 10, way["channels"], way["cells"])
     sampling = Sampling(way["sampling"], args.seed)
     budget = way["cost"] * args.epochs * mean_macs(BASE, "uniform")
-    epochs = way["epochs"] = round(budget / (mean_macs(way, way["sampling"]) * sampling.work))
+    epochs = way["epochs"] = max(1, round(budget / (mean_macs(way, way["sampling"]) * sampling.work)))
     normalise = data.Normalise(*data.channel_stats(train_split[0]), 32, "cpu")
     batches = OwnBatches(data.Batches(train_split, normalise, 128, args.seed), sampling.copies)
     optimizer = engine.sgd(net, way["lr"], 0.9, way["weight_decay"])
