@@ -36,6 +36,8 @@ def parse_args(argv=None):
         args.backbone_epochs = args.epochs if args.procedure == "P2" else 0
     elif args.procedure != "P2":
         raise runtime.UserError(f"--backbone-epochs belongs to P2, not to {args.procedure}")
+    if args.procedure == "P0" and args.sampling != "uniform":
+        raise runtime.UserError(f"--sampling {args.sampling} belongs to P1 and P2: P0 trains nothing")
     if args.features_every > 1 and (args.procedure == "P0" or args.backbone_epochs >= args.epochs):
         raise runtime.UserError("--features-every needs epochs with a frozen backbone, and there are none")
     return args

@@ -4,8 +4,8 @@
     torchrun --nproc_per_node=8 train_supernet.py --batch-size 256 --out runs/source
     python train_supernet.py --dataset cifar100 --imbalance 100 --out runs/p3
 
-Each step trains one uniformly drawn path (Guo et al. 2020). On balanced data the default loss, CE-DRW, is plain CE, since all
-its weights are 1. Products: supernet.pt, result.json. Paper, 100x CIFAR-100: sub-nets of P3 reach 41.53 % (Table 3a).
+By default a step trains one uniformly drawn path (Guo et al. 2020). On balanced data the default loss, CE-DRW, is plain CE,
+since all its weights are 1. Products: supernet.pt, result.json. Paper, 100x CIFAR-100: sub-nets of P3 reach 41.53 % (Table 3a).
 """
 
 from functools import partial

@@ -105,8 +105,8 @@ def training_data(args, device, paths=1):
 
 def add_sampling(group):
     text = (
-        "uniform: one path per step. The others: as many paths as the largest gene has values share the batch. strict: each "
-        "value of a gene as equally often as possible. convolutions: these are three times as likely as other operations"
+        "uniform: one path per step. The others: as many paths as the largest gene has values share the batch. strict: they "
+        "use every value of a gene equally often. convolutions: convolutions are three times as likely as other operations"
     )
     group.add_argument("--sampling", choices=spaces.SAMPLINGS, default="uniform", help=text)
 

@@ -56,7 +56,7 @@ def test_frozen_backbone_is_bit_identical_and_has_no_backward_pass(name):
 @pytest.mark.parametrize("name", ["nats", "darts", "shufflenet"])
 def test_operations_off_the_path_keep_weight_and_momentum(name, together):
     space, net = spaces.space(name), network(name)
-    optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=2e-4, foreach=True)
+    optimizer = engine.sgd(net, 0.1, 0.9, 2e-4)
     rng = np.random.default_rng(0)
     archs = [spaces.sample(space.CHOICES, rng) for _ in range(4)]
     own, others = archs[:together], archs[together:]

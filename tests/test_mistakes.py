@@ -44,6 +44,7 @@ from common import runtime
         ("adapt", ["--supernet", "nowhere.pt"], "no file 'nowhere.pt'"),
         ("adapt", ["--supernet", "SUPERNET", "--procedure", "P1", "--backbone-epochs", "3"], "belongs to P2, not to P1"),
         ("adapt", ["--supernet", "S", "--procedure", "P0", "--features-every", "2"], "--features-every needs"),
+        ("adapt", ["--supernet", "S", "--procedure", "P0", "--sampling", "strict"], "belongs to P1 and P2"),
         ("search", ["--supernet", "SUPERNET", "--population", "10"], "exceed the population"),
         ("search", ["--supernet", "SUPERNET", "--mutate-probability", "7"], "--mutate-probability"),
     ],

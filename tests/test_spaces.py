@@ -211,3 +211,10 @@ def test_convolutions_are_drawn_three_times_as_often(name):
         likely = ["conv" in operations[value] for value in range(n)] if n == len(operations) else [False] * n
         expected = np.where(likely, 3, 1) / np.sum(np.where(likely, 3, 1))
         assert np.bincount(values, minlength=n) / len(values) == pytest.approx(expected, abs=0.03), gene
+
+
+@pytest.mark.parametrize("sampling", spaces.SAMPLINGS)
+def test_every_rank_draws_the_same_paths(sampling, monkeypatch):
+    paths = spaces.sampler("nats", 0, sampling)(7)
+    monkeypatch.setenv("RANK", "1")
+    assert spaces.sampler("nats", 0, sampling)(7) == paths

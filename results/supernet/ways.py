@@ -217,6 +217,8 @@ def run(args):
                 print(f"epoch {epoch} {name} bn {n}: tau {taus}; {spread}; {seconds:.0f} s", flush=True)
 
     if trained.exists():
+        if args.score_at or args.average:
+            raise runtime.UserError(f"'{trained}' is already trained: --score-at and --average need another --out")
         saved = runtime.load_checkpoint(trained, "super-net")
         net, way = spaces.supernet("nats", 10, way["channels"], way["cells"]), {key: saved[key] for key in (*way, "epochs")}
         net.load_state_dict(saved["net"])
@@ -233,11 +235,13 @@ def parse_args():
     parser.add_argument("way", choices=WAYS, help="what differs from uniform sampling with the paper's schedule")
     parser.add_argument("--final", action="store_true", help="score on the other architectures and on the test images")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and paths")
-    parser.add_argument("--epochs", type=int, default=20, help="of uniform sampling; other ways have as many as cost the same")
+    parser.add_argument(
+        "--epochs", type=flags.positive_int, default=20, help="of uniform sampling; other ways have as many as cost the same"
+    )
     parser.add_argument("--score-at", type=int, nargs="*", default=[], metavar="E", help="epochs to score at while training")
     parser.add_argument("--average", type=float, nargs="*", default=[], metavar="D", help="decays of averages while training")
     parser.add_argument(
-        "--bn-images", type=int, nargs="+", default=[2000], help="after the last epoch; 0: statistics of the batch"
+        "--bn-images", type=int, nargs="+", default=[2000], help="images for batch-norm statistics; 0: each batch's own"
     )
     parser.add_argument("--archs", type=int, default=100, help="the first so many connected architectures of --truth")
     parser.add_argument("--truth", default="data/nats_bench_sample.csv", help="CSV of published accuracies")
