@@ -170,7 +170,7 @@ def test_what_is_not_there_yet_is_left_out(tmp_path, monkeypatch, capsys):
     stages = {"alone_100x_s0": ("100x", 0), "alone_100x_s1": ("100x", 1),
               "inside_P1_synthetic100_synthetic10_100x_s0": ("P1", 0),
               "alone_balanced_s0": ("balanced", 0), "alone_balanced_s1": ("balanced", 1)}  # fmt: skip
-    needs = {"tau(100x, 100x)": 1, "tau of P1 - tau of parameters": 2, "tau(balanced, 100x)": 4}  # its last stage
+    needs = {"tau(100x, 100x)": 1, "tau of P1 - tau of parameters": 2, "tau(balanced, 100x)": 3, "tau(balanced, balanced)": 4}
     everything = lines()
     for nth, (name, key) in enumerate(stages.items()):
         finish(plan, tmp_path, name, {})
