@@ -234,6 +234,7 @@ def main(args):
             found = measure(*unit)
         except (runtime.UserError, ValueError) as error:
             raise runtime.UserError(f"{name}: {error}") from None
+        found |= {name: run.config[name] for name in ("device", "commit")}  # not those of config.json, if the run was resumed
         line = {"method": method, **dict(zip(UNIT, unit, strict=True)), **found, "seconds": time.perf_counter() - start}
         with open(run.path(f"units_{rank}.jsonl"), "a") as file:
             file.write(f"\n{json.dumps(line)}\n")  # the newline before it ends what a killed process left unfinished

@@ -79,12 +79,14 @@ def _csv_entries(header, text):
 
 
 def interval(statistic, *sizes, resamples=1000):
-    """(value, low, high): a statistic with its 95 % percentile bootstrap interval over architectures, or over more.
+    """(value, low, high): a statistic with its 95 % percentile bootstrap interval over architectures, or over super-nets, too.
 
-    statistic: indices of `sizes[0]` architectures (and of what else is resampled) -> number. A NaN is left out.
+    statistic: indices of `sizes[0]` architectures (and of `sizes[1]` super-nets) -> number. A NaN is left out. Of n super-nets
+    n - 1 are drawn, since the variance among n of n would be too small by (n - 1) / n.
     """
-    rng = np.random.default_rng(0)
-    resampled = [statistic(*(rng.integers(0, n, n) for n in sizes)) for _ in range(resamples)]
+    rng, (count, *nets) = np.random.default_rng(0), sizes
+    draws = [(count, count), *((n, max(1, n - 1)) for n in nets)]
+    resampled = [statistic(*(rng.integers(0, n, drawn) for n, drawn in draws)) for _ in range(resamples)]
     resampled = [value for value in resampled if not np.isnan(value)]
     low, high = np.percentile(resampled, (2.5, 97.5)) if resampled else (np.nan, np.nan)
     return statistic(*map(np.arange, sizes)), low, high

@@ -67,6 +67,13 @@ def test_both_claims_against_scipy(name, monkeypatch):
     assert value == pytest.approx(single("balanced", "100x") - single("another draw", "100x")) and low <= value <= high < 0
     low, high = rows["tau(balanced, 100x) - tau(small, 100x)"][1:]
     assert low < 0 < high  # both are balanced
+    value, _, high = rows["tau(small, 100x) - tau(another draw, 100x)"]
+    assert value == pytest.approx(single("small", "100x") - single("another draw", "100x")) and high < 0
+    for setting, own in (("balanced", "balanced"), ("small", "small"), ("50x", "50x"), ("another draw", "100x")):
+        value, low, high = rows[f"tau({setting}, 100x) - joint ceiling"]
+        joint = study.joint_ceiling(single(own, own), single("100x", "100x"))
+        assert value == pytest.approx(single(setting, "100x") - joint)
+        assert low < 0 < high if setting in ("50x", "another draw") else high < 0
 
     truth = (by["100x", 0] + by["100x", 1]) / 2
     for p in NOISE:
@@ -77,6 +84,12 @@ def test_both_claims_against_scipy(name, monkeypatch):
     for variant, of in study.VARIANTS.items():
         value, low, high = rows[f"tau of {of} - tau of {variant}"]
         assert value == pytest.approx(rows[f"tau of {of}"][0] - rows[f"tau of {variant}"][0]) and 0 < low <= value <= high
+    for p in study.PROCEDURES:
+        alone = [tau(by["100x", seed], by[p, net]) for seed in (0, 1) for net in range(5)]
+        assert rows[f"tau with single seeds of {p}"][0] == pytest.approx(np.mean(alone))
+        for kind in ("parameters", "live convolutions", "balanced accuracy"):
+            less = rows[f"tau of {p}"][0] - rows[f"tau of {kind}"][0]
+            assert rows[f"tau of {p} - tau of {kind}"][0] == pytest.approx(less, nan_ok=True)
     mean_balanced = (by["balanced", 0] + by["balanced", 1]) / 2
     assert rows["tau of balanced accuracy"][0] == pytest.approx(tau(truth, mean_balanced))
     parameters = [9 * text.count("3x3~") - 9 * text.count("pool_3x3") + text.count("1x1") for text in archs]
@@ -85,6 +98,23 @@ def test_both_claims_against_scipy(name, monkeypatch):
         counts = [nats.trivial_scores(nats.from_string(text))[name] for text in archs]
         assert rows[f"tau of {name}"][0] == pytest.approx(tau(truth, counts))
     assert rows["regret of a random architecture"][0] == pytest.approx(truth.max() - truth.mean())
+
+
+def test_the_joint_ceiling_is_what_noise_alone_leaves():
+    rng, n = np.random.default_rng(0), 4000
+    truth = rng.normal(size=n)
+    x, again, y, other = (truth + noise * rng.normal(size=n) for noise in (0.4, 0.4, 1.0, 1.0))
+    assert study.joint_ceiling(tau(x, again), tau(y, other)) == pytest.approx(tau(x, y), abs=0.02)
+    assert study.joint_ceiling(0.6, 0.6) == pytest.approx(0.6) and study.joint_ceiling(0.6, -0.1) == 0
+
+
+def test_intervals_are_over_super_nets_too():
+    archs, everything = ARCHS[study.SETS["B"]], [line for line in lines() if line["method"] == "100x"]
+    for seed, sign in enumerate((1, 1, -1)):  # two super-nets rank exactly as seed 0 does, the third the other way round
+        scores = [{**line, "method": "P1", "accuracy": sign * line["accuracy"]} for line in everything if line["seed"] == 0]
+        everything += [{**line, "seed": seed} for line in scores]
+    (_, tau, low, high), *_ = [row for row in study.decide(everything, archs) if row[0] == "tau of P1"]
+    assert 0.2 < tau < 0.34 and low < -0.8 and high > 0.8
 
 
 def test_an_unfinished_study_compares_super_nets_of_the_same_seeds(monkeypatch):
@@ -117,6 +147,7 @@ def test_settings_come_first_and_variants_last(tmp_path):
         if "--seeds" in words:
             args = importlib.import_module(script.removesuffix(".py")).parse_args(words)
             ((_, ratio),) = args.datasets
+            assert (args.channels, args.cells, args.image_size, args.loss, args.precision) == (8, 2, 16, "CE-DRW", "fp32")
             key = args.method, ratio, args.data_seed, args.epochs, args.warmup, args.val_per_class
             alone[key] = [*alone.get(key, []), *args.seeds]
     assert alone == {  # 12,406 images at 100x and 13,996 at 50x, of 50,000; 1,240 of a class's 5,000 are left of "small"
@@ -126,8 +157,19 @@ def test_settings_come_first_and_variants_last(tmp_path):
         ("another draw", 100, 1, 20, 1, 0): [0],
         ("50x", 50, 0, 18, 1, 0): [0, 1],
     }
-    own = [words for words, *_ in plan.values() if "--own-classifier" in words]
-    assert own and {words[words.index("--bn-images") + 1] for words in own} == {"12406"}
+    for script, epochs in (("train_supernet.py", {60}), ("adapt.py", {20})):
+        trained = [
+            importlib.import_module(script[:-3]).parse_args(words) for (name, *words), *_ in plan.values() if name == script
+        ]
+        assert {(args.epochs, args.image_size) for args in trained} == {(*epochs, 16)}
+        if script == "train_supernet.py":
+            assert {(args.channels, args.cells, args.warmup, args.sampling) for args in trained} == {(8, 2, 1, "uniform")}
+    images = {
+        ("--own-classifier" in words, words[words.index("--bn-images") + 1])
+        for words, *_ in plan.values()
+        if "--bn-images" in words
+    }
+    assert images == {(False, "2000"), (True, "12406")}
     methods = [command[command.index("--method") + 1] for command, *_ in plan.values() if "--method" in command]
     settings = [method for method, (*_, seeds) in study.SETTINGS.items() for _ in seeds]
     assert methods == settings + 2 * list(study.PROCEDURES) + 2 * list(study.VARIANTS)
@@ -181,6 +223,10 @@ def test_what_is_not_there_yet_is_left_out(tmp_path, monkeypatch, capsys):
         assert [quantity in text for quantity in needs] == [nth >= last for last in needs.values()]
     text = (tmp_path / "report.md").read_text()
     assert "Seeds of 100x: 2; balanced: 2; P1: 1." in text
+    (row,) = [line.split(" | ") for line in text.splitlines() if line.startswith("| tau(100x, 100x)")]
+    by = {(line["seed"], line["arch"]): line["accuracy"] for line in everything if line["method"] == "100x"}
+    for cell, archs in zip(row[1:], (ARCHS[:48], ARCHS[48:]), strict=True):  # columns A and B
+        assert cell.startswith(f"{tau(*([by[seed, arch] for arch in archs] for seed in (0, 1))):.2f} [")
     assert "tau of P1 - tau of parameters" in text and "tau of P0" not in text and "small" not in text
     assert len((tmp_path / "accuracies.jsonl").read_text().splitlines()) == 5 * 96
     lost = tmp_path / "alone_100x_s0/accuracies.jsonl"

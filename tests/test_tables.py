@@ -118,6 +118,14 @@ def test_the_bootstrap_interval_holds_the_truth_about_as_often_as_it_says():
     assert 86 <= held <= 99
 
 
+def test_super_nets_are_resampled_with_an_unbiased_variance():
+    scores = np.array([1.0, 2.0, 4.0])
+    means = []
+    tables.interval(lambda archs, nets: means.append(scores[nets].mean()) or len(archs), 7, 3, resamples=4000)
+    assert np.std(means[:-1]) == pytest.approx(scores.std(ddof=1) / np.sqrt(3), rel=0.05)
+    assert means[-1] == scores.mean()
+
+
 def test_an_interval_holds_95_percent():
     """That of a mean is 1.96 standard errors to either side, but for the noise of 1,000 resamples."""
     x = np.linspace(0, 1, 400)
