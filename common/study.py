@@ -35,7 +35,7 @@ PANELS = {  # of the picture: title -> {quantity: what a reader calls it}
         "tau(small, 100x)": "balanced, as few images",
         "tau(balanced, 100x)": "balanced, all images",
     },
-    "claim 2: 100x against ...": {
+    "claim 2: 100x (means of two seeds) against ...": {
         "tau of parameters": "number of parameters",
         "tau of live convolutions": "live convolutions",
         "tau of longest convolution path": "longest path of convolutions",
