@@ -102,8 +102,8 @@ def joint_ceiling(one, other):
     one, other: their noise ceilings. The correlation of two noisy measures of one quantity is the geometric mean of their
     reliabilities (Spearman 1904); of normal variables, tau is 2 / pi arcsin of the correlation (Greiner 1909).
     """
-    product = np.sin(np.pi / 2 * one) * np.sin(np.pi / 2 * other)
-    return 2 / np.pi * np.arcsin(np.sqrt(max(product, 0.0)))
+    one, other = (np.sin(np.pi / 2 * np.maximum(tau, 0.0)) for tau in (one, other))
+    return 2 / np.pi * np.arcsin(np.sqrt(one * other))
 
 
 def claim_2(truth, scores):
