@@ -105,7 +105,8 @@ def test_the_joint_ceiling_is_what_noise_alone_leaves():
     truth = rng.normal(size=n)
     x, again, y, other = (truth + noise * rng.normal(size=n) for noise in (0.4, 0.4, 1.0, 1.0))
     assert study.joint_ceiling(tau(x, again), tau(y, other)) == pytest.approx(tau(x, y), abs=0.02)
-    assert study.joint_ceiling(0.6, 0.6) == pytest.approx(0.6) and study.joint_ceiling(0.6, -0.1) == study.joint_ceiling(-0.2, -0.1) == 0
+    assert study.joint_ceiling(0.6, 0.6) == pytest.approx(0.6)
+    assert study.joint_ceiling(0.6, -0.1) == study.joint_ceiling(-0.2, -0.1) == 0
 
 
 def test_intervals_are_over_super_nets_too():
