@@ -134,7 +134,8 @@ def decisions(records, out):
     for line in lines:
         seeds.setdefault(line["method"], set()).add(line["seed"])
     counts = "; ".join(f"{method}: {len(of_method)}" for method, of_method in seeds.items())
-    text = f"Seeds of {counts}. Claim 1 pairs all different seeds; claim 2's differences are over the seeds that both have.\n\n" + markdown(["", *found], rows.values())
+    pairs = "Claim 1 pairs all different seeds; claim 2's differences are over the seeds that both have."
+    text = f"Seeds of {counts}. {pairs}\n\n" + markdown(["", *found], rows.values())
     if PICTURES and rows:
         study_picture(found, os.path.join(out, "study.png"))
         text += "\n![both claims](study.png)\n"
