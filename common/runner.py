@@ -32,9 +32,10 @@ def text(command):
 
 
 def identity(command):
-    """The words of a command up to --out, with paths to other stages' products cut to stage and file name."""
+    """A command's script and flags up to --out, sorted. Paths to other stages' products are cut to stage and file name."""
     words = shlex.split(command.partition(" --out ")[0])
-    return [os.path.join(*Path(w).parts[-2:]) if w.endswith(("supernet.pt", "result.json")) else w for w in words]
+    words = [os.path.join(*Path(w).parts[-2:]) if w.endswith(("supernet.pt", "result.json")) else w for w in words]
+    return sorted(" ".join(words).split(" --"))
 
 
 def record(plan, out, name):
