@@ -32,8 +32,9 @@ def text(command):
 
 
 def identity(command):
-    """A command's script and flags up to --out, sorted, since any order means the same. Paths to other stages' products are cut to
-    stage and file name.
+    """A command's script and flags up to --out, sorted, since their order does not matter.
+
+    Paths to other stages' products are cut to stage and file name.
     """
     words = shlex.split(command.partition(" --out ")[0])
     words = [os.path.join(*Path(w).parts[-2:]) if w.endswith(("supernet.pt", "result.json")) else w for w in words]
